@@ -1,0 +1,1 @@
+"""masksieve: from raw video drops to pseudo-labels that can be trusted."""

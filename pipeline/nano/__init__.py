@@ -1,0 +1,1 @@
+"""Videos with exact truth, and the embedded model trained on them."""

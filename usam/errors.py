@@ -1,0 +1,29 @@
+"""Errors that say what was expected, what came, and what to do next."""
+
+from __future__ import annotations
+
+
+class MasksieveError(Exception):
+    """A refusal that a person can act on.
+
+    Args:
+        expected: what would have been right.
+        got: what was found instead.
+        next_step: what the reader can do about it.
+    """
+
+    def __init__(self, expected: str, got: str, next_step: str) -> None:
+        super().__init__(f"expected {expected}, got {got}; {next_step}")
+        self.expected, self.got, self.next_step = expected, got, next_step
+
+    def __reduce__(self) -> tuple[type[MasksieveError], tuple[str, str, str]]:
+        """Keep the three parts when an error crosses a process boundary."""
+        return type(self), (self.expected, self.got, self.next_step)
+
+
+class ShapeError(MasksieveError):
+    """An array of the wrong shape or dtype."""
+
+
+class HeadError(MasksieveError):
+    """A head bank that is missing, damaged, or made for another model."""
