@@ -1,0 +1,1 @@
+"""Pictures of a labelled video: overlay film, timeline, contact sheet."""

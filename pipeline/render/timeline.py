@@ -1,0 +1,185 @@
+"""Draws uncertainty per object over time: decisions coloured, prompts marked, the threshold and its evidence named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from pipeline.errors import StorageError
+from pipeline.render.masklet import Masklet, runs
+from pipeline.render.palette import decision_colour, object_colour, unit
+
+_MOST_OBJECTS = 24
+_INK, _FAINT, _PAPER = "#222222", "#8a8a8a", "#ffffff"
+
+
+def draw_timeline(
+    masklets: Sequence[Masklet],
+    path: Path,
+    *,
+    title: str,
+    threshold: float | None,
+    certificate: str | None,
+) -> Path:
+    """One panel per object: the uncertainty curve over a ground coloured by decision.
+
+    Args:
+        masklets: objects to draw; above 24 the ones with the most review rows, and the picture says so.
+        path: target PNG.
+        title: usually the video's name.
+        threshold: largest accepted uncertainty, None where the policy has none.
+        certificate: evidence for the threshold; None is written as "uncertified".
+    Returns: path.
+    Raises:  StorageError if the picture cannot be written.
+    """
+    shown = list(masklets)
+    if len(shown) > _MOST_OBJECTS:
+        worst = sorted(shown, key=lambda masklet: -masklet.review_share)[:_MOST_OBJECTS]
+        shown = sorted(worst, key=lambda masklet: masklet.object_id)
+        title = f"{title}   ({_MOST_OBJECTS} of {len(masklets)} objects, most review first)"
+    panel = 1.35 if len(shown) <= 6 else 0.95
+    head, foot = 0.72, 0.78
+    height = head + foot + panel * max(1, len(shown))
+    figure = Figure(figsize=(11.5, height), dpi=120, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.135, right=0.975, top=1 - head / height, bottom=foot / height, hspace=0.22)
+    axes = [figure.add_subplot(max(1, len(shown)), 1, i + 1) for i in range(max(1, len(shown)))]
+    first = min((int(m.frame_index_n[0]) for m in shown if m.frame_index_n.size), default=0)
+    last = max((int(m.frame_index_n[-1]) for m in shown if m.frame_index_n.size), default=1)
+    for axis, masklet in zip(axes, shown, strict=False):
+        _panel(axis, masklet, threshold)
+    for axis in axes:
+        axis.set_xlim(first - 0.5, last + 0.5)
+        axis.set_xticklabels([]) if axis is not axes[-1] else None
+    axes[-1].set_xlabel("frame", color=_INK, fontsize=9, labelpad=1)
+    figure.text(0.012, 1 - 0.20 / height, title, fontsize=12, fontweight="bold", color=_INK, va="center")
+    evidence = f"threshold {threshold:.2f}, " if threshold is not None else "no threshold, "
+    evidence += f"certificate {certificate}" if certificate else "uncertified"
+    figure.text(
+        0.975,
+        1 - 0.20 / height,
+        evidence,
+        fontsize=10,
+        color="#b3261e" if not certificate else _INK,
+        va="center",
+        ha="right",
+    )
+    figure.text(0.012, 1 - 0.45 / height, "uncertainty (0 sure, 1 lost)", fontsize=9, color=_FAINT, va="center")
+    _legend(figure, shown, threshold)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except OSError as error:
+        raise StorageError(f"a writable place for {path}", str(error), "choose another --out") from error
+    return path
+
+
+def _panel(axis: Axes, masklet: Masklet, threshold: float | None) -> None:
+    """One object's panel."""
+    frames, colour = masklet.frame_index_n, unit(object_colour(masklet.object_id))
+    state = np.char.add(np.char.add(masklet.decision_n, "/"), masklet.visibility_n)
+    for start, stop in runs(state):
+        x0, x1 = frames[start] - 0.5, frames[stop - 1] + 0.5
+        decision, visibility = masklet.decision_n[start], masklet.visibility_n[start]
+        ground = unit(decision_colour(str(decision)))
+        axis.axvspan(x0, x1, color=ground, alpha=0.13, linewidth=0)
+        axis.axvspan(x0, x1, ymin=0, ymax=0.055, color=ground, linewidth=0)
+        if visibility in ("absent", "untracked"):
+            axis.axvspan(
+                x0,
+                x1,
+                facecolor="none",
+                edgecolor=_FAINT,
+                hatch="////" if visibility == "absent" else "....",
+                linewidth=0,
+                alpha=0.55,
+            )
+            if (stop - start) > 0.06 * frames.size:
+                axis.text(
+                    (x0 + x1) / 2,
+                    0.5,
+                    visibility,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="#555555",
+                    style="italic",
+                )
+    if threshold is not None:
+        axis.axhline(threshold, color="#b3261e", linewidth=0.9, linestyle=(0, (5, 3)))
+    if masklet.error_n is not None:
+        axis.plot(frames, masklet.error_n, color=_INK, linewidth=0.9, linestyle=(0, (1, 1.5)))
+    axis.plot(frames, masklet.uncertainty_n, color="#333333", linewidth=2.6, solid_capstyle="round")
+    axis.plot(
+        frames, masklet.uncertainty_n, color=colour, linewidth=1.7, marker="o" if frames.size == 1 else "", markersize=4
+    )
+    prompted = np.flatnonzero(masklet.prompted_n != "")
+    for position in prompted:
+        axis.plot([frames[position]], [1.0], marker="v", markersize=8, color=_INK, clip_on=False, zorder=5)
+    axis.set_ylim(-0.06, 1.0)
+    axis.set_yticks([0, 0.5, 1.0], ["0", ".5", "1"], fontsize=8, color=_FAINT)
+    axis.tick_params(axis="x", labelsize=8, colors=_FAINT, length=2)
+    axis.tick_params(axis="y", length=2)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color("#cccccc")
+    name = (masklet.label or "object")[:14]
+    axis.text(
+        -0.05,
+        0.72,
+        f"{masklet.object_id} {name}",
+        transform=axis.transAxes,
+        ha="right",
+        fontsize=10,
+        fontweight="bold",
+        color=_INK,
+    )
+    axis.text(-0.05, 0.42, "\u25a0", transform=axis.transAxes, ha="right", fontsize=11, color=colour)
+    axis.text(
+        -0.072,
+        0.44,
+        f"review {masklet.review_share:.0%}",
+        transform=axis.transAxes,
+        ha="right",
+        fontsize=8,
+        color="#555555",
+    )
+
+
+def _legend(figure: Figure, shown: Sequence[Masklet], threshold: float | None) -> None:
+    """What the colours and marks mean, under the panels; only what is in the picture."""
+    present = set(np.concatenate([m.decision_n for m in shown])) if shown else set()
+    seen = set(np.concatenate([m.visibility_n for m in shown])) if shown else set()
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=(*unit(decision_colour(name)), 0.5), label=name)
+        for name in ("accept", "review", "hold")
+        if name in present
+    ]
+    if "absent" in seen:
+        handles.append(Patch(facecolor="white", edgecolor=_FAINT, hatch="////", label="absent"))
+    if "untracked" in seen:
+        handles.append(Patch(facecolor="white", edgecolor=_FAINT, hatch="....", label="untracked"))
+    handles.append(Line2D([], [], color="#555555", linewidth=1.8, label="uncertainty"))
+    if any(m.error_n is not None for m in shown):
+        handles.append(Line2D([], [], color=_INK, linewidth=0.9, linestyle=(0, (1, 1.5)), label="true error (1 - IoU)"))
+    if threshold is not None:
+        handles.append(Line2D([], [], color="#b3261e", linewidth=0.9, linestyle=(0, (5, 3)), label="threshold"))
+    if any((m.prompted_n != "").any() for m in shown):
+        handles.append(Line2D([], [], color=_INK, marker="v", linestyle="", label="prompt"))
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        ncol=len(handles),
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.6,
+        columnspacing=1.6,
+    )
