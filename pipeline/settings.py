@@ -1,0 +1,237 @@
+"""Every setting of a run in one frozen tree: the defaults in configs/, then a file, then overrides; nothing unknown passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from pipeline.errors import SettingsError
+from pipeline.route import Policy
+from pipeline.suggest import did_you_mean
+
+
+def config_dir() -> Path:
+    """The folder of the shipped YAML files: `pipeline/_configs` in a wheel, `configs/` in a checkout.
+
+    Raises: SettingsError if neither is there (a broken installation).
+    """
+    package = Path(__file__).resolve().parent
+    inside, checkout = package / "_configs", package.parent / "configs"
+    if (inside / "default.yaml").is_file():
+        return inside
+    # Only a checkout has a pyproject.toml beside configs/: site-packages/configs may be somebody else's.
+    if (checkout / "default.yaml").is_file() and (package.parent / "pyproject.toml").is_file():
+        return checkout
+    raise SettingsError(f"the shipped configuration at {inside} or {checkout}", "neither", "install masksieve again")
+
+
+class _Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _expand(value: object) -> object:
+    """Expand `~` in a path setting."""
+    return str(Path(value).expanduser()) if isinstance(value, str | Path) else value
+
+
+class ModelSettings(_Section):
+    """Which model runs, and where.
+
+    `device` auto takes CUDA when there is one. `threads` is torch's count (None leaves it alone).
+    `cache_dir` None means $MASKSIEVE_CACHE, else ~/.cache/masksieve.
+    """
+
+    name: str = "sam2_nano"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=512)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    cache_dir: Path | None = None
+
+    _expand_cache = field_validator("cache_dir", mode="before")(_expand)
+
+
+class DecodeSettings(_Section):
+    """How a video is read, and the largest one that is accepted.
+
+    `queue_frames` bounds the decoded frames in flight. `watchdog_seconds` without a frame end the decoder.
+    `max_width` and `max_height` are px, `max_frames` a count.
+    """
+
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    queue_frames: int = Field(default=8, ge=1, le=256)
+    watchdog_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    max_width: int = Field(default=8192, ge=1)
+    max_height: int = Field(default=8192, ge=1)
+    max_frames: int = Field(default=1_000_000, ge=1)
+
+
+class PromptSettings(_Section):
+    """What happens to a video without prompts; `refuse` is the only way yet."""
+
+    on_missing: Literal["refuse"] = "refuse"
+
+
+class PropagateSettings(_Section):
+    """How masks travel: `reverse` also reaches frames before an object's first prompt."""
+
+    reverse: bool = True
+
+
+class ScoreSettings(_Section):
+    """How uncertainty is computed: frames per evaluation of the heads, and a bank to use instead of the model's own."""
+
+    chunk_frames: int = Field(default=16, ge=1, le=4096)
+    bank: Path | None = None
+
+    _expand_bank = field_validator("bank", mode="before")(_expand)
+
+
+class OutputSettings(_Section):
+    """What is written besides labels, how it is compressed, and where scratch files lie.
+
+    `scratch_dir` None means the system's temporary folder. `jpeg_quality` is Pillow's 1..95.
+    """
+
+    candidates: bool = False
+    tokens: bool = False
+    review_frames: bool = True
+    max_review_frames: int = Field(default=50, ge=0)
+    jpeg_quality: int = Field(default=85, ge=1, le=95)
+    row_group_rows: int = Field(default=32_768, ge=1)
+    scratch_dir: Path | None = None
+
+    _expand_scratch = field_validator("scratch_dir", mode="before")(_expand)
+
+
+class StorageSettings(_Section):
+    """How an S3 store is reached; keys left out come from the usual AWS_* variables and files."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+
+
+class Settings(_Section):
+    """All settings of a run.
+
+    Example: `load_settings(None, {"model.device": "cpu"}).model.device == "cpu"`.
+    """
+
+    model: ModelSettings = ModelSettings()
+    decode: DecodeSettings = DecodeSettings()
+    prompts: PromptSettings = PromptSettings()
+    propagate: PropagateSettings = PropagateSettings()
+    score: ScoreSettings = ScoreSettings()
+    output: OutputSettings = OutputSettings()
+    storage: StorageSettings = StorageSettings()
+    policy: Policy = Field(default_factory=Policy)
+
+
+def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read settings: configs/default.yaml, then a file over it, then overrides over both.
+
+    Args:
+        path: a YAML file, or the bare name of a shipped one (`demo`, `gpu`); None for the defaults alone.
+        overrides: nested (`{"model": {"device": "cpu"}}`) or dotted (`{"model.device": "cpu"}`); the last word.
+    Returns: frozen settings.
+    Raises: SettingsError naming the file and key: unknown (with the nearest known one), of a wrong type or out of range.
+    """
+    default = config_dir() / "default.yaml"
+    merged = _read_yaml(default)
+    _check(merged, str(default))
+    if path is not None:
+        file = _locate(path)
+        layer = _read_yaml(file)
+        _merge(merged, layer)
+        _check(merged, str(file))
+    if overrides:
+        _merge(merged, _nested(overrides))
+    return _check(merged, "the settings given" if overrides else str(path or default))
+
+
+def _locate(path: str | Path) -> Path:
+    """The settings file of a path or of a shipped name."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    shipped = {found.stem: found for found in config_dir().glob("*.yaml")}
+    if str(path) in shipped:
+        return shipped[str(path)]
+    raise SettingsError(
+        f"a settings file or one of {', '.join(sorted(shipped))}", f"no file {path}", did_you_mean(str(path), shipped)
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; an empty file is an empty mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError("readable YAML", f"{path}: {reason}", "repair the file or leave it out") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise SettingsError(
+            "a mapping of sections", f"{type(data).__name__} in {path}", "write for example `model: {name: sam2_nano}`"
+        )
+    return data
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides with dotted keys taken apart."""
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        leaf: dict[str, Any] = {last: _nested(value) if isinstance(value, Mapping) else value}
+        for parent in reversed(parents):
+            leaf = {parent: leaf}
+        _merge(tree, leaf)
+    return tree
+
+
+def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Lay one tree over another, in place; anything but a mapping replaces what was there."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        elif value is None and isinstance(base.get(key), dict):
+            continue  # a section whose keys are all commented out
+        else:
+            base[key] = value
+
+
+def _check(tree: Mapping[str, Any], source: str) -> Settings:
+    """Validated settings, or an error that names the first wrong key."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = tuple(first["loc"])
+        key = ".".join(str(part) for part in location)
+        if first["type"] == "extra_forbidden":
+            prefix = "".join(f"{part}." for part in location[:-1])
+            known = [f"{prefix}{name}" for name in _fields_at(location[:-1])]
+            raise SettingsError(f"a known setting in {source}", repr(key), did_you_mean(key, known)) from None
+        got = "a secret" if "key" in key or "token" in key else repr(first["input"])
+        raise SettingsError(f"{key} in {source}: {first['msg']}", got, f"change {key}") from None
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The names known in one section of the settings."""
+    section: type[BaseModel] = Settings
+    for part in location:
+        field = section.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        section = annotation
+    return list(section.model_fields)
