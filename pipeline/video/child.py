@@ -1,0 +1,116 @@
+"""The decoding process: writes frames into the ring, and stands still while the ring is full.
+
+decord's own thread decodes ahead without bound (2-4 GB in 10 s at 1080p) whenever nobody takes its frames. No call
+pauses it, so this process stops itself as a whole (SIGSTOP) while it has no free slot, and the reader continues it
+(SIGCONT): nothing is decoded far ahead, nothing twice. Should the reader die, the kernel ends this process
+(PR_SET_PDEATHSIG), even a stopped one.
+
+Messages to the reader: ("frame", index, slot, pts_seconds), ("end",), ("error", expected, got, next_step).
+From the reader: one job, then one message per slot that is free again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from pipeline.errors import VideoError
+from pipeline.video.decord import Decoded, read_decord
+from pipeline.video.pyav import read_pyav
+from pipeline.video.ring import FrameRing
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to decode, and into which ring; `indices` (ascending) limits what is delivered."""
+
+    path: Path
+    decoder: str
+    num_frames: int
+    fps: float
+    rotation: int
+    height: int
+    width: int
+    slots: int
+    indices: tuple[int, ...] | None
+
+
+class SlotCounter:
+    """Free slots of the ring, as the reader hands them back."""
+
+    def __init__(self, connection: Connection, slots: int, stand_still: bool) -> None:
+        self._connection, self._free, self._stand_still = connection, slots, stand_still
+
+    def take(self) -> None:
+        """Wait for a free slot; EOFError when the reader is gone."""
+        while self._connection.poll(0) or not self._free:
+            if self._free or self._connection.poll(0) or not self._stand_still:
+                self._connection.recv_bytes()
+                self._free += 1
+            else:
+                os.kill(os.getpid(), signal.SIGSTOP)
+        self._free -= 1
+
+
+def main(connection_fd: int, ring_fd: int, parent_pid: int) -> None:
+    """Entry point of the process; both descriptors are inherited from the reader."""
+    _die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader decides when to end
+    connection = Connection(connection_fd)
+    job: Job = connection.recv()
+    try:
+        ring = FrameRing(ring_fd, job.slots, job.height, job.width)
+        _deliver(job, ring, connection)
+        connection.send(("end",))
+    except VideoError as error:
+        connection.send(("error", error.expected, error.got, error.next_step))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        sys.exit(0)  # the reader has gone or has enough
+    except Exception as error:  # noqa: BLE001 - every reason travels to the reader
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        connection.send(
+            ("error", f"the {job.decoder} decoder to read {job.path}", reason, "set decode.decoder to pyav")
+        )
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(0)
+
+
+def _frames(job: Job) -> Iterator[Decoded]:
+    if job.decoder == "decord":
+        return read_decord(job.path, job.num_frames)
+    return read_pyav(job.path, job.num_frames, job.fps, job.rotation)
+
+
+def _deliver(job: Job, ring: FrameRing, connection: Connection) -> None:
+    free = SlotCounter(connection, job.slots, stand_still=job.decoder == "decord")
+    wanted = None if job.indices is None else set(job.indices)
+    last = None if job.indices is None else max(job.indices, default=-1)
+    delivered = 0
+    if last == -1:
+        return
+    for index, pts_seconds, rgb_hw3 in _frames(job):
+        if wanted is None or index in wanted:
+            if rgb_hw3.shape != (job.height, job.width, 3):
+                expected = f"frames of {job.width}x{job.height} throughout"
+                got = f"{rgb_hw3.shape[1]}x{rgb_hw3.shape[0]} at frame {index} of {job.path}"
+                raise VideoError(expected, got, "encode the video at one size")
+            free.take()
+            slot = delivered % job.slots
+            ring.view(slot)[:] = rgb_hw3
+            connection.send(("frame", index, slot, pts_seconds))
+            delivered += 1
+        if index == last:
+            return
