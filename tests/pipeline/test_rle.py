@@ -1,0 +1,73 @@
+"""Run lengths: the same masks that pycocotools and SAM2's own upsampling give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco
+
+from pipeline import rle
+from pipeline.errors import ShapeError
+
+masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+
+
+@settings(deadline=None)
+@given(masks)
+def test_encoding_keeps_every_pixel_and_describes_the_mask(mask_hw: np.ndarray) -> None:
+    encoded = rle.encode_mask(mask_hw)
+    height, width = mask_hw.shape
+    assert np.array_equal(rle.decode(encoded.counts, height, width), mask_hw)
+    assert encoded.area_px == mask_hw.sum()
+    if encoded.bbox_xyxy is None:
+        assert not mask_hw.any()
+        return
+    rows, columns = np.nonzero(mask_hw)
+    assert encoded.bbox_xyxy == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+@settings(deadline=None)
+@given(masks, st.randoms(use_true_random=False))
+def test_iou_is_the_pixelwise_one(mask_hw: np.ndarray, random: object) -> None:
+    other_hw = np.random.default_rng(random.getrandbits(32)).random(mask_hw.shape) > 0.5  # type: ignore[attr-defined]
+    a, b = rle.encode_mask(mask_hw).counts, rle.encode_mask(other_hw).counts
+    union = (mask_hw | other_hw).sum()
+    truth = (mask_hw & other_hw).sum() / union if union else 1.0
+    assert rle.iou(a, b, *mask_hw.shape) == pytest.approx(truth)
+    assert rle.iou(a, b, *mask_hw.shape) == rle.iou(b, a, *mask_hw.shape)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (31, 33), (480, 854), (1080, 1920)])
+def test_the_empty_mask_is_what_pycocotools_writes(height: int, width: int) -> None:
+    written = coco.encode(np.zeros((height, width), np.uint8, order="F"))["counts"]
+    assert rle.empty_mask(height, width) == rle.EncodedMask(written, 0, None)
+    absent = rle.encode_logits(np.full((16, 16), -1024, np.float32), height, width)
+    assert absent == rle.empty_mask(height, width)
+    assert rle.iou(written, absent.counts, height, width) == 1.0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 7), (37, 53), (240, 320), (479, 853)])
+@pytest.mark.parametrize("seed", range(3))
+def test_upsampling_the_transpose_gives_the_mask_of_the_plain_way(height: int, width: int, seed: int) -> None:
+    low_hw = np.random.default_rng(seed).normal(size=(64, 64)).astype(np.float32) * 8
+    plain = torch.nn.functional.interpolate(torch.from_numpy(low_hw)[None, None], (height, width), mode="bilinear")
+    plain_hw = plain[0, 0].numpy() > 0
+    got_hw = rle.decode(rle.encode_logits(low_hw, height, width).counts, height, width)
+    assert np.array_equal(got_hw, plain_hw)
+
+
+def test_iou_of_an_empty_and_a_full_mask_is_zero() -> None:
+    full = rle.encode_mask(np.ones((4, 6), bool))
+    assert rle.iou(full.counts, rle.empty_mask(4, 6).counts, 4, 6) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (4,), (0, 4)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="expected"):
+        rle.encode_logits(np.ones(shape, np.float32), 8, 8)
+    with pytest.raises(ShapeError, match="expected"):
+        rle.encode_mask(np.ones(shape, bool))

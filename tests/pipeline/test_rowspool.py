@@ -1,0 +1,131 @@
+"""Merging passes: time order, one row per frame and object, constant batches, nothing left on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import rowspool
+from pipeline.errors import StorageError
+from pipeline.records import CANDIDATES
+from pipeline.rowspool import RowSpool
+
+SCHEMA = pa.schema(
+    [("frame_index", pa.int32()), ("object_id", pa.int32()), ("visibility", pa.string()), ("source", pa.string())]
+)
+
+
+def frame(index: int, source: str, **objects: str) -> list[dict[str, object]]:
+    return [
+        {"frame_index": index, "object_id": int(name[1:]), "visibility": visibility, "source": source}
+        for name, visibility in objects.items()
+    ]
+
+
+def keys(batches: list[pa.RecordBatch]) -> list[tuple[int, int, str]]:
+    table = pa.Table.from_batches(batches, schema=SCHEMA)
+    return list(zip(*(table[name].to_pylist() for name in ("frame_index", "object_id", "source")), strict=True))
+
+
+def test_a_reverse_pass_replaces_untracked_rows_and_comes_out_ascending(tmp_path: Path) -> None:
+    with RowSpool(tmp_path, SCHEMA) as spool:
+        forward = spool.add_pass("forward")
+        for index in range(4):
+            forward.append(frame(index, "f", o1="visible", o2="visible" if index >= 2 else "untracked"))
+        reverse = spool.add_pass("reverse", descending=True)
+        for index in (1, 0):
+            reverse.append(frame(index, "r", o2="visible"))
+        merged = keys(list(spool.merged()))
+    assert merged == [
+        (0, 1, "f"), (0, 2, "r"), (1, 1, "f"), (1, 2, "r"), (2, 1, "f"), (2, 2, "f"), (3, 1, "f"), (3, 2, "f"),
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_untracked_row_never_replaces_a_tracked_one(tmp_path: Path) -> None:
+    with RowSpool(tmp_path, SCHEMA) as spool:
+        spool.add_pass("first").append(frame(0, "first", o1="absent"))
+        spool.add_pass("second").append(frame(0, "second", o1="untracked"))
+        assert keys(list(spool.merged())) == [(0, 1, "first")]
+
+
+def test_several_rows_of_one_key_in_one_pass_all_stay(tmp_path: Path) -> None:
+    rows = [
+        {"video_id": "v", "frame_index": 0, "object_id": 1, "candidate_index": k, "height": 4, "width": 4,
+         "rle": b"0", "sam_score": 0.5, "chosen": k == 1}
+        for k in range(3)
+    ]  # fmt: skip
+    with RowSpool(tmp_path, CANDIDATES) as spool:
+        spool.add_pass("forward").append(rows)
+        spool.add_pass("reverse", descending=True).append([{**row, "object_id": 2} for row in rows])
+        (batch,) = spool.merged()
+    assert batch.column("object_id").to_pylist() == [1, 1, 1, 2, 2, 2]
+    assert batch.column("candidate_index").to_pylist() == [0, 1, 2, 0, 1, 2]
+
+
+states = st.sampled_from(["visible", "absent", "untracked"])
+video = st.lists(st.dictionaries(st.integers(1, 4), states, max_size=4), min_size=1, max_size=25)
+
+
+@settings(deadline=None)
+@given(forward=video, reverse=video, batch_rows=st.integers(1, 9), flush_rows=st.integers(1, 9))
+def test_merging_is_the_dictionary_of_the_passes(
+    forward: list[dict[int, str]], reverse: list[dict[int, str]], batch_rows: int, flush_rows: int
+) -> None:
+    truth: dict[tuple[int, int], str] = {}
+    for source, frames in (("f", forward), ("r", reverse)):
+        for index, objects in enumerate(frames):
+            for object_id, visibility in objects.items():
+                before = truth.get((index, object_id))
+                if before is None or visibility != "untracked" or before.endswith("untracked"):
+                    truth[index, object_id] = f"{source}-{visibility}"
+    with pytest.MonkeyPatch.context() as patch, RowSpool(schema=SCHEMA) as spool:
+        patch.setattr(rowspool, "FLUSH_ROWS", flush_rows)
+        for source, frames, descending in (("f", forward, False), ("r", reverse, True)):
+            writer = spool.add_pass(source, descending)
+            for index in reversed(range(len(frames))) if descending else range(len(frames)):
+                objects = {f"o{key}": value for key, value in frames[index].items()}
+                writer.append(
+                    [{**item, "source": f"{source}-{item['visibility']}"} for item in frame(index, source, **objects)]
+                )
+        batches = list(spool.merged(batch_rows))
+    assert keys(batches) == [(*key, truth[key]) for key in sorted(truth)]
+    assert all(batch.num_rows == batch_rows for batch in batches[:-1])
+    assert all(0 < batch.num_rows <= batch_rows for batch in batches)
+
+
+def test_frames_out_of_order_are_refused(tmp_path: Path) -> None:
+    with RowSpool(tmp_path, SCHEMA) as spool:
+        forward = spool.add_pass("forward")
+        forward.append(frame(3, "f", o1="visible"))
+        with pytest.raises(StorageError, match="ascending"):
+            forward.append(frame(3, "f", o2="visible"))
+        reverse = spool.add_pass("reverse", descending=True)
+        reverse.append(frame(3, "r", o1="visible"))
+        with pytest.raises(StorageError, match="descending"):
+            reverse.append(frame(4, "r", o1="visible"))
+
+
+def test_scratch_goes_away_when_the_job_dies(tmp_path: Path) -> None:
+    def job() -> None:
+        with RowSpool(tmp_path, SCHEMA) as spool:
+            spool.add_pass("forward").append(frame(0, "f", o1="visible"))
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        job()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_name_is_used_once_and_ended_passes_take_no_rows(tmp_path: Path) -> None:
+    with RowSpool(tmp_path, SCHEMA) as spool:
+        forward = spool.add_pass("forward")
+        with pytest.raises(StorageError, match="pass name"):
+            spool.add_pass("forward")
+        assert list(spool.merged()) == []
+        with pytest.raises(StorageError, match="closed"):
+            forward.append(frame(0, "f", o1="visible"))
