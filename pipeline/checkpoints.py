@@ -1,4 +1,4 @@
-"""Model files by name: what there is, where it comes from, the cache, and a checksum recorded once and verified ever after."""
+"""Model files by name: where they come from, the cache, and a checksum recorded once and verified ever after."""
 
 from __future__ import annotations
 
@@ -81,9 +81,15 @@ def cache_root(cache_dir: Path | None = None) -> Path:
 
 
 def model_names() -> list[str]:
-    """The names of all models, the embedded one first."""
+    """The names of all models: the embedded one, then SAM 2.1, then SAM 2, each from small to large."""
+    sizes = ("nano", "tiny", "small", "base_plus", "large")
     names = [path.name.removesuffix(".yaml") for path in (config_dir() / "models").glob("*.yaml")]
-    return sorted(names, key=lambda name: (not name.endswith("nano"), name))
+
+    def order(name: str) -> tuple[bool, bool, int, str]:
+        size = next((rank for rank, word in enumerate(sizes) if name.endswith(word)), len(sizes))
+        return not name.endswith("nano"), not name.startswith("sam2.1"), size, name
+
+    return sorted(names, key=order)
 
 
 def model_spec(name: str) -> ModelSpec:

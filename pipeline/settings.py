@@ -1,4 +1,4 @@
-"""Every setting of a run in one frozen tree: the defaults in configs/, then a file, then overrides; nothing unknown passes."""
+"""Every setting of a run in one frozen tree: shipped defaults, then a file, then overrides; nothing unknown passes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
         path: a YAML file, or the bare name of a shipped one (`demo`, `gpu`); None for the defaults alone.
         overrides: nested (`{"model": {"device": "cpu"}}`) or dotted (`{"model.device": "cpu"}`); the last word.
     Returns: frozen settings.
-    Raises: SettingsError naming the file and key: unknown (with the nearest known one), of a wrong type or out of range.
+    Raises: SettingsError naming the file and key: unknown (with the nearest known one), of a wrong type, out of range.
     """
     default = config_dir() / "default.yaml"
     merged = _read_yaml(default)
