@@ -46,6 +46,7 @@ def make_tile(
     *,
     around_xyxy: Sequence[float] | None = None,
     true_iou: float | None = None,
+    source: str = "",
 ) -> Tile:
     """A square crop around one mask with its overlay.
 
@@ -54,6 +55,7 @@ def make_tile(
         view: the flagged object.
         around_xyxy: where to look when the mask is empty, for example the last box seen, in pixels.
         true_iou: IoU with the truth where it is known.
+        source: which video, where a sheet holds several.
     """
     x0, y0, x1, y1 = crop_box(view.mask_hw, around_xyxy)
     crop = np.ascontiguousarray(rgb_hw3[y0:y1, x0:x1])
@@ -67,7 +69,7 @@ def make_tile(
         lines = (*lines, f"true IoU {true_iou:.2f}")
     return Tile(
         picture,
-        f"{view.name}, frame {frame_index}",
+        f"{source}{', ' if source else ''}{view.name}, frame {frame_index}",
         value,
         lines,
         object_colour(view.object_id),

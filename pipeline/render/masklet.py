@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,10 @@ class Masklet:
     visibility_n: NDArray[np.str_] = field(repr=False)
     prompted_n: NDArray[np.str_] = field(repr=False)
     error_n: NDArray[np.float64] | None = field(default=None, repr=False)
+
+    def renamed(self, label: str) -> Masklet:
+        """The same masklet under another label, for pictures of several videos."""
+        return dataclasses.replace(self, label=label)
 
     @property
     def review_share(self) -> float:

@@ -1,0 +1,58 @@
+"""Two consoles (results on stdout, everything else on stderr), exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from pipeline.errors import MasksieveError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def results() -> Console:
+    """Where a command's result goes: stdout; wide enough for its tables when it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(120, console.width))
+
+
+def notices() -> Console:
+    """Where progress, hints and errors go: stderr, never wrapped when it is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    return console if console.is_terminal else Console(stderr=True, highlight=False, width=10_000)
+
+
+def start_logging(*, debug: bool) -> None:
+    """Send the library's warnings (everything with --debug) to stderr, one line each."""
+    handler = RichHandler(console=notices(), show_time=debug, show_path=debug, show_level=True, markup=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("pipeline", "usam"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+        logger.propagate = False
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong in one line; the class is named only where the message is not ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MasksieveError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def complain(message: str, *, hint: str | None = None) -> None:
+    """One line on stderr, and one more with a hint where there is one."""
+    console = notices()
+    console.print(f"[bold red]masksieve:[/] {escape(message)}", soft_wrap=True)
+    if hint:
+        console.print(f"[dim]{escape(hint)}[/]", soft_wrap=True)
+
+
+def debug_asked() -> bool:
+    """Whether this process was called with --debug."""
+    return "--debug" in sys.argv or logging.getLogger("pipeline").level == logging.DEBUG

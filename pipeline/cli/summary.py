@@ -1,0 +1,82 @@
+"""The closing summary of a label run: a table for people, the same figures as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.label import VideoReport
+
+_SUMMED = ("frames", "rows", "accepted", "review", "hold", "absent", "untracked")
+
+
+def totals(reports: Sequence[VideoReport]) -> dict[str, Any]:
+    """Sums and shares over all videos.
+
+    Returns: frames, rows, masks, accepted, review, hold, absent, untracked (counts); accepted_share, review_share,
+             absent_share (of the rows, in 0..1, None without rows); wall_seconds; frames_per_second; how many videos
+             were labelled, unchanged and failed.
+    """
+    sums: dict[str, Any] = {name: sum(int(getattr(report, name) or 0) for report in reports) for name in _SUMMED}
+    sums["masks"] = sums["rows"] - sums["absent"] - sums["untracked"]
+    for name in ("accepted", "review", "absent"):
+        sums[f"{name}_share"] = sums[name] / sums["rows"] if sums["rows"] else None
+    sums["wall_seconds"] = sum(report.wall_seconds or 0.0 for report in reports)
+    worked = [report for report in reports if report.status == "labelled"]
+    seconds = sum(report.wall_seconds or 0.0 for report in worked)
+    sums["frames_per_second"] = sum(report.frames or 0 for report in worked) / seconds if seconds else None
+    for status in ("labelled", "unchanged", "failed"):
+        sums[status] = sum(report.status == status for report in reports)
+    return sums
+
+
+def as_json(reports: Sequence[VideoReport], out: str) -> dict[str, Any]:
+    """What `--json` prints: every report, the totals, and where the output is."""
+    return {"out": out, "videos": [dataclasses.asdict(report) for report in reports], "totals": totals(reports)}
+
+
+def summary_table(reports: Sequence[VideoReport]) -> Table:
+    """One line per video and a last one for all of them."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("video", overflow="fold")
+    for heading in ("frames", "masks", "accepted", "review", "absent", "wall", "frames/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for report in reports:
+        name = escape(PurePosixPath(report.video).name)
+        if report.status == "failed":
+            table.add_row(name, *[""] * 7, "[bold red]failed[/]")
+            continue
+        status = "[green]labelled[/]" if report.status == "labelled" else "[dim]unchanged[/]"
+        table.add_row(name, *_figures(totals([report])), status)
+    if len(reports) > 1:
+        table.add_section()
+        sums = totals(reports)
+        words = [f"{sums[status]} {status}" for status in ("labelled", "unchanged", "failed") if sums[status]]
+        table.add_row("all", *_figures(sums), ", ".join(words), style="bold")
+    return table
+
+
+def _figures(sums: dict[str, Any]) -> list[str]:
+    """The seven figures of one line."""
+    rate = sums["frames_per_second"]
+    return [
+        f"{sums['frames']:,}",
+        f"{sums['masks']:,}",
+        percent(sums["accepted_share"]),
+        percent(sums["review_share"]),
+        percent(sums["absent_share"]),
+        f"{sums['wall_seconds']:.1f} s",
+        f"{rate:.1f}" if rate else "-",
+    ]
+
+
+def percent(share: float | None) -> str:
+    """A share as people read it: 0.314 -> "31.4%"; "-" without one."""
+    return "-" if share is None else f"{100 * share:.1f}%"

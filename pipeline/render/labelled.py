@@ -1,0 +1,122 @@
+"""Reads what was decided about one video: its rows in labels/ and review/, and the policy they were decided by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.records import read_metadata
+from pipeline.storage.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from pipeline.settings import StorageSettings
+
+ROW_COLUMNS = (
+    "video_id", "video_uri", "frame_index", "pts_seconds", "object_id", "label", "height", "width", "rle", "bbox_xyxy",
+    "visibility", "prompted", "score_source", "uncertainty", "decision", "reasons", "policy_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The decisions about one video.
+
+    Args:
+        video_id: SHA-256 of the video's bytes.
+        rows: `ROW_COLUMNS`, every frame and object, sorted by frame_index, object_id.
+        stretches: one row per review stretch (review_id, frame_index and object_id of its representative), most
+            uncertain first.
+        threshold: largest uncertainty that the policy accepts, None where the file does not say.
+        certificate: evidence for it, None is "uncertified".
+    """
+
+    video_id: str
+    rows: pa.Table = field(repr=False)
+    stretches: pa.Table = field(repr=False)
+    threshold: float | None
+    certificate: str | None
+
+    @property
+    def evidence(self) -> str:
+        """The threshold and what it rests on, in a few words."""
+        threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.2f}"
+        return f"{threshold}, {f'certificate {self.certificate[:12]}' if self.certificate else 'uncertified'}"
+
+
+def video_sha256(path: Path) -> str:
+    """The video_id of a local file: SHA-256 of its bytes, in hex.
+
+    Raises: StorageError if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError("a video file that can be read", f"{path}: {error.strerror}", "check the path") from error
+
+
+def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Labelled:
+    """Read the newest decisions about one video.
+
+    Args:
+        labels: the output of `masksieve label`, a folder or an s3:// prefix.
+        video_id: SHA-256 of the video's bytes.
+        storage: how s3:// is reached.
+    Raises: StorageError if there is no such output, or it does not hold this video.
+    """
+    store = ObjectStore(labels, storage)
+    tables = _read(store, "labels", video_id, ROW_COLUMNS)
+    if not tables:
+        videos = {PurePosixPath(key).stem for key in store.list("labels/") if key.endswith(".parquet")}
+        raise StorageError(
+            f"labels of this video (sha256 {video_id[:12]}…) in {labels}",
+            f"labels of {len(videos)} others" if videos else "no labels at all",
+            "label it first, or show the very file that was labelled",
+        )
+    rows = pa.concat_tables(tables).sort_by([("frame_index", "ascending"), ("object_id", "ascending")])
+    policy = _policy(read_metadata(tables[0].schema))
+    return Labelled(
+        video_id=video_id,
+        rows=rows.replace_schema_metadata(None),
+        stretches=_stretches(store, video_id),
+        threshold=policy.get("max_uncertainty"),
+        certificate=policy.get("certificate"),
+    )
+
+
+def _stretches(store: ObjectStore, video_id: str) -> pa.Table:
+    """The representative row of each review stretch, most uncertain first."""
+    columns = ("review_id", "frame_index", "object_id", "uncertainty", "representative")
+    tables = _read(store, "review", video_id, columns)
+    if not tables:  # nothing was flagged
+        return pa.table({name: [] for name in columns})
+    table = pa.concat_tables(tables)
+    table = table.filter(table["representative"])
+    worst = pc.fill_null(pc.cast(table["uncertainty"], pa.float64()), 1.0)
+    return table.append_column("worst", worst).sort_by(
+        [("worst", "descending"), ("frame_index", "ascending"), ("object_id", "ascending")]
+    )
+
+
+def _read(store: ObjectStore, layer: str, video_id: str, columns: Sequence[str]) -> list[pa.Table]:
+    """The video's own file in one derived layer, wherever its drop put it; none gives an empty list."""
+    tables = []
+    for key in store.list(f"{layer}/"):
+        if PurePosixPath(key).name == f"{video_id}.parquet":
+            with store.open(key) as file:
+                tables.append(pq.read_table(file, columns=list(columns)))
+    return tables
+
+
+def _policy(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The policy that a derived file carries in its metadata, empty where it carries none."""
+    policy = metadata.get("policy")
+    return policy if isinstance(policy, dict) else {}

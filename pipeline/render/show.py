@@ -1,0 +1,185 @@
+"""Turns one labelled video into its three pictures, reading the video once."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.errors import VideoError
+from pipeline.render.contact import Tile, draw_contact_sheet, make_tile
+from pipeline.render.film import FilmWriter
+from pipeline.render.labelled import Labelled
+from pipeline.render.masklet import Masklet, masklets
+from pipeline.render.overlay import MaskView, Strip, display_scale, draw_frame
+from pipeline.render.timeline import draw_timeline
+from pipeline.rle import decode
+from pipeline.settings import DecodeSettings
+from pipeline.video.probe import VideoInfo, probe_video
+from pipeline.video.stream import FrameStream
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where the pictures of one video are; `codec` is the film's, `flagged` how many stretches the sheet shows."""
+
+    overlay: Path
+    timeline: Path
+    contact: Path
+    codec: str
+    frames: int
+    flagged: int
+
+
+@dataclass(frozen=True)
+class Film:
+    """An overlay film, and what was gathered for the other pictures while the video was being read."""
+
+    path: Path
+    codec: str
+    frames: int
+    tracks: list[Masklet] = field(repr=False)
+    tiles: list[Tile] = field(repr=False)
+
+
+def show_video(
+    video: Path,
+    labelled: Labelled,
+    out: Path,
+    decode_settings: DecodeSettings,
+    *,
+    max_tiles: int = 12,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pictures:
+    """Write overlay film, timeline and contact sheet of one labelled video, named by its stem.
+
+    Args:
+        video: the file that was labelled.
+        labelled: its decisions.
+        out: folder of the pictures.
+        decode_settings: how the video is read.
+        max_tiles: at most so many review stretches on the contact sheet.
+        progress: called with frames done and frames in all.
+    Raises: VideoError if the video cannot be read, or has another size than its labels; StorageError if `out` cannot
+        be written.
+    """
+    path = out / f"{video.stem}.overlay.mp4"
+    film = render_film(video, labelled, path, decode_settings, max_tiles=max_tiles, progress=progress)
+    timeline = draw_timeline(
+        film.tracks,
+        out / f"{video.stem}.timeline.png",
+        title=video.name,
+        threshold=labelled.threshold,
+        certificate=labelled.certificate,
+    )
+    shown = f"{len(film.tiles)} of {labelled.stretches.num_rows} flagged stretches, most uncertain first"
+    contact = draw_contact_sheet(
+        film.tiles,
+        out / f"{video.stem}.flagged.png",
+        title=f"{video.name}: flagged masks",
+        note=f"{shown}; {labelled.evidence}",
+    )
+    return Pictures(film.path, timeline, contact, film.codec, film.frames, len(film.tiles))
+
+
+def render_film(
+    video: Path,
+    labelled: Labelled,
+    path: Path,
+    decode_settings: DecodeSettings,
+    *,
+    true_iou: Mapping[Key, float] | None = None,
+    max_tiles: int = 12,
+    source: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Film:
+    """Write the overlay film, and cut the tiles of the contact sheet on the way.
+
+    Args:
+        true_iou: IoU with the truth by (frame_index, object_id), where it is known.
+        max_tiles: at most so many review stretches become tiles.
+        source: written before each tile's heading, for sheets of several videos.
+    Raises: as `show_video`.
+    """
+    info = probe_video(video, decode_settings)
+    rows = labelled.rows
+    if true_iou is not None:
+        keys = zip(rows["frame_index"].to_pylist(), rows["object_id"].to_pylist(), strict=True)
+        rows = rows.append_column("true_iou", pa.array([true_iou.get(key) for key in keys], pa.float64()))
+    tracks = masklets(rows)
+    codes, ids = _codes(tracks, info.num_frames)
+    flagged = labelled.stretches.slice(0, max_tiles)
+    wanted = list(zip(flagged["frame_index"].to_pylist(), flagged["object_id"].to_pylist(), strict=True))
+    tiles: dict[Key, Tile] = {}
+    last_box: dict[int, list[float]] = {}
+    strip: Strip | None = None
+    scale = display_scale(info.height, info.width)
+    by_frame = _by_frame(rows, info)
+    with FilmWriter(path, info.fps) as film, FrameStream(info, decode_settings) as frames:
+        for frame in frames:
+            views = next(by_frame)
+            picture = draw_frame(frame.rgb_hw3, [view for view, _, _ in views], scale=scale)
+            strip = strip or Strip(ids, codes, picture.shape[1], labelled.evidence)
+            film.append(strip.draw(picture, frame.index, f"frame {frame.index}   {frame.pts_seconds:.2f} s"))
+            for view, box, iou in views:
+                key = (frame.index, view.object_id)
+                if key in wanted:
+                    around = box or last_box.get(view.object_id)
+                    tiles[key] = make_tile(
+                        frame.rgb_hw3, view, frame.index, around_xyxy=around, true_iou=iou, source=source
+                    )
+                if box:
+                    last_box[view.object_id] = box
+            if progress is not None:
+                progress(frame.index + 1, info.num_frames)
+    return Film(path, film.codec, film.num_frames, tracks, [tiles[key] for key in wanted if key in tiles])
+
+
+def _codes(tracks: list[Masklet], num_frames: int) -> tuple[NDArray[np.uint8], list[int]]:
+    """Decision codes (objects, frames) for the strip, and the object of each lane."""
+    codes = np.zeros((len(tracks), num_frames), np.uint8)
+    for lane, track in enumerate(tracks):
+        inside = track.frame_index_n < num_frames
+        codes[lane, track.frame_index_n[inside]] = track.decision_code_n[inside]
+    return codes, [track.object_id for track in tracks]
+
+
+def _by_frame(rows: pa.Table, info: VideoInfo) -> Iterator[list[tuple[MaskView, list[float] | None, float | None]]]:
+    """The views of each frame in turn, with their box and true IoU; masks are decoded as they are needed."""
+    sizes = set(zip(pc.unique(rows["height"]).to_pylist(), pc.unique(rows["width"]).to_pylist(), strict=False))
+    if sizes and sizes != {(info.height, info.width)}:
+        raise VideoError(
+            f"a video of {sorted(sizes)[0]}", f"{(info.height, info.width)}", "show the file that was labelled"
+        )
+    index = rows["frame_index"].to_numpy()
+    bounds = np.searchsorted(index, np.arange(info.num_frames + 1))
+    for start, stop in itertools.pairwise(bounds):
+        yield [_view(row) for row in rows.slice(start, stop - start).to_pylist()]
+
+
+def _view(row: dict[str, Any]) -> tuple[MaskView, list[float] | None, float | None]:
+    height, width = row["height"], row["width"]
+    mask = decode(row["rle"], height, width) if row["rle"] else np.zeros((height, width), bool)
+    view = MaskView(
+        object_id=row["object_id"],
+        label=row["label"],
+        mask_hw=mask,
+        decision=row["decision"],
+        visibility=row["visibility"],
+        uncertainty=row["uncertainty"],
+        prompted=row["prompted"],
+        reasons=tuple(row["reasons"] or ()),
+    )
+    return view, row["bbox_xyxy"], row.get("true_iou")
