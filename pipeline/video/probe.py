@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DECORD_CODECS = ("h264", "vp9")
-TRUNCATION_SLACK_SECONDS = 1.0  # the last packet may end this much before the declared duration
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,9 @@ def probe_video(path: str | Path, settings: DecodeSettings) -> VideoInfo:
     try:
         with av.open(str(path)) as container:
             return _probe_container(path, container, settings)
+    except av.EOFError as error:
+        got = f"{path}, which ends before its first frame"
+        raise VideoError("a video with at least one frame", got, "copy or encode it again") from error
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
         raise VideoError(
             "a readable video", _describe_unreadable(path, error), "check the file or encode it again"
@@ -164,23 +166,22 @@ def _require_file(path: Path) -> None:
 
 
 def _describe_unreadable(path: Path, error: Exception) -> str:
-    head = path.read_bytes()[:12] if path.stat().st_size < 4096 else _first_bytes(path)
+    with path.open("rb") as file:
+        head = file.read(12)
     if head[4:8] == b"ftyp":
         return f"{path}, an mp4 whose index is missing or damaged (a truncated copy?)"
     reason = getattr(error, "strerror", None) or str(error)
     return f"{path}, which starts with {head[:8]!r} and is no video that FFmpeg knows ({reason})"
 
 
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(12)
-
-
 def _probe_container(path: Path, container: Any, settings: DecodeSettings) -> VideoInfo:
     stream = video_stream(container)
     if stream is None:
-        kinds = sorted({s.type for s in container.streams}) or ["no"]
-        raise VideoError("a file with a video stream", f"{path} with {', '.join(kinds)} streams only", "name a video")
+        kinds = sorted({s.type for s in container.streams})
+        if not kinds:
+            raise VideoError("a video with at least one frame", f"{path} with 0 streams", "check how the file was made")
+        only = f"{' and '.join(kinds)} only" if "audio" in kinds or "subtitle" in kinds else "none (a truncated copy?)"
+        raise VideoError("a file with a video stream", f"{path} with {only}", "name a video")
     codec = stream.codec_context
     if codec is None:
         raise VideoError("a video codec that FFmpeg knows", f"{path} with an unknown one", "encode it as H.264")
@@ -237,27 +238,40 @@ def _require_whole(path: Path, container: Any, stream: Any, scan: PacketScan) ->
     again = "copy or download it again, or encode it again"
     if scan.corrupt:
         raise VideoError("an undamaged video", f"{path} with {scan.corrupt} damaged packets", again)
-    if stream.frames > 0 and stream.frames != scan.packets:
-        raise VideoError(
-            f"{stream.frames} frames as the file declares", f"{scan.packets} in {path} (a truncated copy?)", again
-        )
-    declared_seconds = _declared_seconds(container, stream)
+    if stream.frames > 0:
+        if stream.frames != scan.packets and stream.frames != _packets_behind_edits(path):
+            expected = f"{stream.frames} frames as the file declares"
+            raise VideoError(expected, f"{scan.packets} in {path} (a truncated copy?)", again)
+        return  # the declared length may cover what an edit list hides
+    declared_seconds, slack_frames = _declared_seconds(container, stream)
     if declared_seconds is not None and scan.pts:
-        end = float((scan.pts[-1] + scan.last_duration) * scan.time_base)
-        start = float((stream.start_time or 0) * scan.time_base)
-        slack = max(TRUNCATION_SLACK_SECONDS, 0.02 * declared_seconds)
-        if end - start < declared_seconds - slack:
-            got = f"an end after {end - start:.2f} s in {path} (a truncated copy?)"
+        end_seconds = float((scan.pts[-1] + scan.last_duration) * scan.time_base)
+        slack_seconds = slack_frames / float(stream.average_rate or 10)
+        if end_seconds < declared_seconds - slack_seconds:
+            got = f"an end after {end_seconds:.2f} s in {path} (a truncated copy?)"
             raise VideoError(f"{declared_seconds:.2f} s as the file declares", got, again)
 
 
-def _declared_seconds(container: Any, stream: Any) -> float | None:
-    """Declared length of the video stream; the container's counts only where no other stream can be the longer one."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return float(container.duration) / 1e6
-    return None
+def _packets_behind_edits(path: Path) -> int:
+    """Number of packets with an mp4's edit list ignored, which hides some from the usual count."""
+    import av
+
+    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+        return sum(packet.size > 0 for packet in container.demux(video_stream(container)))
+
+
+def _declared_seconds(container: Any, stream: Any) -> tuple[float | None, float]:
+    """Declared end of the video stream, and the frames by which the last packet may fall short of it.
+
+    Matroska has a tag per stream, exact; the whole container's length counts only where no other stream can be longer.
+    """
+    parts = stream.metadata.get("DURATION", "").split(":")
+    if len(parts) == 3:
+        hours, minutes, seconds = map(float, parts)
+        return 3600 * hours + 60 * minutes + seconds, 1.5
+    if container.duration is not None and len(container.streams) == 1 and "mpegts" not in container.format.name:
+        return float(container.duration + max(container.start_time or 0, 0)) / 1e6, 8.0
+    return None, 0.0
 
 
 def _first_frame(path: Path, container: Any, stream: Any) -> Any:
@@ -303,6 +317,8 @@ def _unfit_for_decord(container: Any, stream: Any, first: Any, scan: PacketScan)
         return "full colour range"
     if first.width % 2 or first.height % 2:
         return f"odd size {first.width}x{first.height}"
+    if stream.frames > scan.packets:
+        return f"an edit list that hides {stream.frames - scan.packets} frames"
     for count, what in ((scan.discards, "discarded"), (scan.leading, "leading"), (scan.unclear, "untimed")):
         if count:
             return f"{count} {what} packets"
