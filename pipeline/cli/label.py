@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Inputs = Annotated[list[str], typer.Argument(help="Videos, folders, globs or s3:// URLs.", show_default=False)]
+Inputs = Annotated[
+    list[str], typer.Argument(metavar="VIDEO...", help="Videos, folders, globs or s3:// URLs.", show_default=False)
+]
 Config = Annotated[str | None, typer.Option("--config", "-c", help="A settings file, or a shipped one by name.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, for example policy.max_uncertainty=0.2.")]
 
@@ -47,9 +49,11 @@ def label(
 
     clip.mp4 pairs with [bold]clip.prompts.json[/] beside it. A second run of the same work changes nothing.
     """
+    from pipeline.checkpoints import model_spec
     from pipeline.drops import find_videos
 
     settings = make_settings(config, set_, model=model)
+    model_spec(settings.model.name)  # a typo is told before any video is looked at
     wanted = find_videos(inputs, prompts=prompts, storage=settings.storage)
     reports, interrupted = label_all(wanted, out, settings, drop=drop)
     if json_:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def show(
-    videos: Annotated[list[str], typer.Argument(help="Videos that were labelled; files, folders or globs.")],
+    videos: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Videos that were labelled; files, folders or globs.")
+    ],
     labels: Annotated[str, typer.Option("--labels", "-l", help="The --out of the label run.")] = "labels",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("show"),
     config: Config = None,

@@ -1,0 +1,61 @@
+"""Which videos a call means, and which prompts belong to each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.drops import find_videos
+from pipeline.errors import PromptError
+
+
+@pytest.fixture
+def drop(tmp_path: Path) -> Path:
+    for name in ("b.mp4", "a.MOV", "deep/c.mkv", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "b.prompts.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_folder_gives_its_videos_in_full_depth_with_the_prompts_beside_them(drop: Path) -> None:
+    found = find_videos([str(drop)])
+    assert [(one.name, one.prompts is not None) for one in found] == [
+        ("a.MOV", False),
+        ("b.mp4", True),
+        ("c.mkv", False),
+    ]
+
+
+def test_a_glob_and_a_file_name_each_video_once(drop: Path) -> None:
+    found = find_videos([str(drop / "*.mp4"), str(drop / "b.mp4"), str(drop / "a.MOV")])
+    assert [one.name for one in found] == ["b.mp4", "a.MOV"]
+
+
+def test_a_file_of_any_suffix_is_tried_when_named(drop: Path) -> None:
+    assert [one.error for one in find_videos([str(drop / "notes.txt")])] == [None]
+
+
+@pytest.mark.parametrize("item", ["nope.mp4", "*.webm", "empty"])
+def test_an_input_that_leads_nowhere_is_an_error_beside_the_others(drop: Path, item: str) -> None:
+    (drop / "empty").mkdir()
+    lost, kept = find_videos([str(drop / item), str(drop / "b.mp4")])
+    assert lost.error is not None
+    assert item in str(lost.error)
+    assert kept.error is None
+
+
+def test_one_prompts_file_goes_with_one_video_only(drop: Path) -> None:
+    assert find_videos([str(drop / "a.MOV")], prompts="x.json")[0].prompts == "x.json"
+    with pytest.raises(PromptError, match="give a folder of"):
+        find_videos([str(drop)], prompts="x.json")
+
+
+def test_a_prompts_folder_pairs_by_stem(drop: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "a.prompts.json").write_text("{}")
+    found = {one.name: one.prompts for one in find_videos([str(drop)], prompts=str(folder))}
+    assert found == {"a.MOV": str(folder / "a.prompts.json"), "b.mp4": None, "c.mkv": None}
