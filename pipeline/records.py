@@ -87,6 +87,17 @@ CANDIDATES = pa.schema(
 )
 """Sidecar: the three low-resolution candidate masks, one row each."""
 
+TOKENS = pa.schema(
+    [
+        _required("video_id", pa.string()),
+        _required("frame_index", pa.int32()),
+        _required("object_id", pa.int32()),
+        _required("chosen", pa.int8()),  # the chosen mask, 0..3 as the decoder numbers them
+        _required("tokens", pa.binary()),  # 2 d little-endian fp16: the IoU token, then the chosen mask's token
+    ]
+)
+"""Sidecar, opt-in: what the heads read, so that new heads need no propagation."""
+
 DECISION = pa.schema(
     [
         pa.field("calibrated_iou", pa.float32()),  # null until a calibration exists

@@ -1,0 +1,93 @@
+"""Brings a video to local disk and names it by its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import PromptError, StorageError, VideoError
+from pipeline.prompts import PromptSet, load_prompts, parse_prompts
+from pipeline.settings import StorageSettings
+
+
+@dataclass(frozen=True)
+class LocalVideo:
+    """A video that lies on local disk.
+
+    Args:
+        path: the file.
+        video_id: SHA-256 of its bytes, lower-case hex.
+        uri: where it came from, as the rows will say.
+    """
+
+    path: Path
+    video_id: str
+    uri: str
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """An s3:// URL as (folder URL, object name)."""
+    folder, _, name = url.rpartition("/")
+    return folder, name
+
+
+@contextmanager
+def local_video(video: str, storage: StorageSettings, scratch: Path) -> Iterator[LocalVideo]:
+    """The video on local disk for the length of the block; a download is removed at its end.
+
+    Args:
+        video: a local path or an s3:// URL.
+        storage: how s3:// is reached.
+        scratch: folder for a download.
+    Raises: VideoError if there is no such file; StorageError, DiskSpaceError from the store.
+    """
+    if "://" in video:
+        from pipeline.storage.objects import ObjectStore
+
+        folder, name = split_url(video)
+        target = scratch / f"source{PurePosixPath(name).suffix}"
+        try:
+            digest = ObjectStore(folder, storage).get_file(name, target)
+            yield LocalVideo(target, digest, video)
+        finally:
+            target.unlink(missing_ok=True)
+        return
+    path = Path(video).expanduser()
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "nothing"
+        raise VideoError(f"a video file at {video}", got, "check the path")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise VideoError(f"a readable video at {video}", str(error.strerror), "check its permissions") from error
+    yield LocalVideo(path, digest, str(path.resolve()))
+
+
+def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: StorageSettings) -> PromptSet:
+    """The prompts that were given.
+
+    Raises: PromptError if there are none (the message says how to go on), or they cannot be read.
+    """
+    if isinstance(prompts, PromptSet):
+        return prompts
+    if prompts is None:
+        stem = PurePosixPath(video).stem
+        raise PromptError(
+            f"prompts for {video}",
+            f"no {stem}.prompts.json beside it",
+            "write one (README, Prompts) or pass --prompts FILE",
+        )
+    if "://" in str(prompts):
+        from pipeline.storage.objects import ObjectStore
+
+        folder, name = split_url(str(prompts))
+        try:
+            data = ObjectStore(folder, storage).get(name)
+        except StorageError as error:
+            raise PromptError(f"prompts at {prompts}", str(error), "check the address") from error
+        return parse_prompts(data, source=str(prompts))
+    return load_prompts(prompts)
