@@ -1,0 +1,142 @@
+"""A folder as an object store: objects appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import DiskSpaceError, StorageError
+
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class LocalBackend:
+    """Objects as files below a root that is made by the first write.
+
+    A temporary file lies beside its target and begins with a dot, which readers of Parquet folders and `list` skip.
+    """
+
+    scheme = "file"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def uri(self, key: str) -> str:
+        """The file's absolute path."""
+        return str(self.root / key)
+
+    def path(self, key: str) -> Path | None:
+        """The file itself."""
+        return self.root / key
+
+    def put(self, key: str, source: Path | bytes) -> None:
+        """Temporary file, fsync, rename, fsync of the folder; nothing is left behind on failure."""
+        with self._staged(key, source) as (staged, target):
+            os.replace(staged, target)
+            _sync_folder(target.parent)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Link the finished file to its name: of several writers one wins, whatever their number."""
+        with self._staged(key, data) as (staged, target):
+            try:
+                os.link(staged, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                with _folder_lock(target.parent):
+                    if target.exists():
+                        return False
+                    os.replace(staged, target)
+            _sync_folder(target.parent)
+            return True
+
+    def replace(self, key: str, source: Path | bytes, version: str | None) -> bool:
+        """Write only if the object is still of this version; writers of one folder take turns."""
+        with self._staged(key, source) as (staged, target), _folder_lock(target.parent):
+            if self.version(key) != version:
+                return False
+            os.replace(staged, target)
+            _sync_folder(target.parent)
+            return True
+
+    def version(self, key: str) -> str | None:
+        """Inode, time and size; None if there is no such object."""
+        try:
+            stat = (self.root / key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
+
+    def open(self, key: str) -> BinaryIO:
+        """Open for reading."""
+        return (self.root / key).open("rb")
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys below a folder prefix."""
+        folder = self.root / prefix
+        return [
+            path.relative_to(self.root).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        (self.root / key).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.root / key).parent.rmdir()
+
+    def error(self, error: Exception, doing: str, uri: str) -> StorageError:
+        """The typed error of an exception."""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskSpaceError(f"room to {doing} {uri}", "a full disk", "free space or choose another output folder")
+        if isinstance(error, FileNotFoundError) and doing == "read":
+            return StorageError(f"an object at {uri}", "nothing there", "check the path")
+        reason = getattr(error, "strerror", None) or str(error)
+        return StorageError(f"to {doing} {uri}", reason, "choose a folder that you may read and write")
+
+    @contextmanager
+    def _staged(self, key: str, source: Path | bytes) -> Iterator[tuple[Path, Path]]:
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with staged.open("xb") as out:
+                if isinstance(source, bytes):
+                    out.write(source)
+                else:
+                    with source.open("rb") as file:
+                        shutil.copyfileobj(file, out, 2**20)
+                out.flush()
+                os.fsync(out.fileno())
+            yield staged, target
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """An advisory lock on the folder itself, so that no lock file is left; it ends with its process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

