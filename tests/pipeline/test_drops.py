@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from pipeline.drops import find_videos
 from pipeline.errors import PromptError
+from pipeline.settings import StorageSettings
+from pipeline.storage.objects import ObjectStore
+
+
+class S3Server(Protocol):
+    """The server of the fixture `rclone_s3`."""
+
+    def new_bucket(self) -> str: ...
+    def settings(self) -> StorageSettings: ...
 
 
 @pytest.fixture
@@ -59,3 +69,20 @@ def test_a_prompts_folder_pairs_by_stem(drop: Path, tmp_path: Path) -> None:
     (folder / "a.prompts.json").write_text("{}")
     found = {one.name: one.prompts for one in find_videos([str(drop)], prompts=str(folder))}
     assert found == {"a.MOV": str(folder / "a.prompts.json"), "b.mp4": None, "c.mkv": None}
+
+
+@pytest.mark.slow
+def test_a_bucket_is_listed_like_a_folder(rclone_s3: S3Server, drop: Path) -> None:
+    bucket, settings = rclone_s3.new_bucket(), rclone_s3.settings()
+    store = ObjectStore(bucket, settings)
+    for name in ("in/a.mp4", "in/a.prompts.json", "in/deep/b.mp4", "in/notes.txt", "other/c.mp4"):
+        store.put_atomic(name, b"x")
+    found = find_videos([f"{bucket}/in/"], storage=settings)
+    assert [(one.video, one.prompts) for one in found] == [
+        (f"{bucket}/in/a.mp4", f"{bucket}/in/a.prompts.json"),
+        (f"{bucket}/in/deep/b.mp4", None),
+    ]
+    (one,) = find_videos([f"{bucket}/in/a.mp4"], storage=settings)
+    assert one.prompts == f"{bucket}/in/a.prompts.json"
+    (lost,) = find_videos([f"{bucket}/in/nope.mp4"], storage=settings)
+    assert "expected a video or a prefix with videos" in str(lost.error)
