@@ -1,0 +1,310 @@
+"""Trains heads from arrays of tokens, targets and video ids: split by video, seeded, stopped early, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from usam.errors import HeadError, ShapeError
+from usam.harvest import Rows
+from usam.heads import HeadBank, HeadCard, MlpState
+from usam.recipes import Recipe
+from usam.targets import TRACKED_HEAD, shift_of
+
+_LOG = logging.getLogger(__name__)
+_MIN_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A trained head.
+
+    Attributes:
+        name:      the head.
+        states:    one per member, in the layout of `HeadBank`, for tokens as captured.
+        heldout_n: (n,) bool, the rows of the videos that took no part in training.
+        figures:   on the held-out rows: rows, videos, pearson, mae, bias.
+    """
+
+    name: str
+    states: list[dict[str, Tensor]]
+    heldout_n: NDArray[np.bool_]
+    figures: dict[str, float]
+
+
+def split_videos(video_id_n: ArrayLike, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Pick whole videos.
+
+    Args:    video_id_n: (n,) names. fraction: share of the videos, at least one, never all. seed: of the choice.
+    Returns: (n,) bool, True in the picked videos.
+    Raises:  HeadError for fewer than two videos.
+    """
+    videos, of_row_n = np.unique(np.asarray(video_id_n), return_inverse=True)
+    if len(videos) < 2:
+        raise HeadError(
+            "rows of at least 2 videos", str(len(videos)), "harvest more clips: rows of one video are alike"
+        )
+    count = min(max(1, round(fraction * len(videos))), len(videos) - 1)
+    picked = np.zeros(len(videos), bool)
+    picked[np.random.default_rng(seed).permutation(len(videos))[:count]] = True
+    return picked[of_row_n]
+
+
+def fit_head(
+    name: str,
+    tokens_n2d: ArrayLike,
+    target_n: ArrayLike,
+    video_id_n: ArrayLike,
+    recipe: Recipe | None = None,
+    *,
+    start: MlpState | None = None,
+    checkpoint_dir: Path | None = None,
+) -> FittedHead:
+    """Train one head.
+
+    The held-out videos (`recipe.heldout_fraction`) only give the figures. Each member stops on videos of its own out of
+    the others, by the mean squared error there, and keeps its best epoch.
+
+    Args:
+        name: the head; a gap's target comes shifted by +0.5 (`usam.targets.target_of`).
+        tokens_n2d: (n, 2d) float. target_n: (n,) float in [0, 1]. video_id_n: (n,) names.
+        recipe: ours if None; `usam.recipes.published` for the paper's.
+        start: weights to begin from, for tokens as captured (`usam.warm.score_head_state`); random if None.
+        checkpoint_dir: finished members are kept here and not trained again after a crash.
+    Returns: the head.
+    Raises:  ShapeError, HeadError for arrays that do not fit, targets outside [0, 1] or too few videos.
+    """
+    recipe = recipe or Recipe()
+    shift_of(name)
+    tokens_np, target_np = np.asarray(tokens_n2d, np.float32), np.asarray(target_n, np.float32)
+    videos_np = np.asarray(video_id_n)
+    _check(tokens_np, target_np, videos_np)
+    heldout_n = split_videos(videos_np, recipe.heldout_fraction, recipe.seed)
+    folds = max(recipe.members, _MIN_FOLDS)
+    fold_n = _fold_of_rows(videos_np, ~heldout_n, folds, recipe.seed)
+    tokens, target = torch.from_numpy(tokens_np), torch.from_numpy(target_np)
+    key = _fingerprint(name, tokens_np, target_np, videos_np, recipe, start)
+    states = []
+    for member in range(recipe.members):
+        done = checkpoint_dir / f"{name}-{key}-{member}.pt" if checkpoint_dir else None
+        if done is not None and done.is_file():
+            states.append(torch.load(done, map_location="cpu", weights_only=True))
+            continue
+        stop_n = torch.from_numpy(~heldout_n & (fold_n == member) & (recipe.patience is not None))
+        train_n = torch.from_numpy(~heldout_n) & ~stop_n
+        state = _fit_member(tokens, target, train_n, stop_n, recipe, start, recipe.seed * 1000 + member)
+        if done is not None:
+            done.parent.mkdir(parents=True, exist_ok=True)
+            part = done.with_suffix(".part")
+            torch.save(state, part)
+            part.replace(done)
+        states.append(state)
+    bank = HeadBank([name] * len(states), states, HeadCard("", ""))
+    predicted_n = bank.stacked(tokens[torch.from_numpy(heldout_n)])[0].numpy() + shift_of(name)
+    figures = agreement(predicted_n, target_np[heldout_n], videos_np[heldout_n])
+    _LOG.info("%s: %s", name, figures)
+    return FittedHead(name, states, heldout_n, figures)
+
+
+def fit_tracked(
+    rows: Rows,
+    model_name: str,
+    model_sha256: str,
+    recipe: Recipe | None = None,
+    *,
+    mask_token_offset: int = 1,
+    start: MlpState | None = None,
+    checkpoint_dir: Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> HeadBank:
+    """Train `iou_tracked` on a harvest, as a bank with its card.
+
+    Trained on every row whose predicted mask is not empty, also where the truth is (IoU 0). The card's figures are
+    given for those rows and for the rows with visible truth, beside SAM2's own score on the same rows.
+
+    Args:
+        rows: a harvest of the deployed model, of clips that the model was not trained on.
+        model_name, model_sha256: the deployed model.
+        recipe, start, checkpoint_dir: as in `fit_head`.
+        mask_token_offset: as the tokens were captured.
+        provenance: where the rows come from, for the card.
+    Returns: the bank.
+    Raises:  as `fit_head`.
+    """
+    recipe = recipe or Recipe()
+    rows = rows.where(rows.predicted_n)
+    fitted = fit_head(
+        TRACKED_HEAD, rows.tokens_n2d, rows.iou_n, rows.video_id_n, recipe, start=start, checkpoint_dir=checkpoint_dir
+    )
+    heldout = rows.where(fitted.heldout_n)
+    visible = heldout.where(heldout.visible_n)
+    draft = HeadBank([TRACKED_HEAD] * len(fitted.states), fitted.states, HeadCard(model_name, model_sha256))
+    figures: dict[str, Any] = {"predicted": fitted.figures}
+    figures["predicted_sam_score"] = agreement(heldout.sam_score_n, heldout.iou_n, heldout.video_id_n)
+    if len(visible):
+        head_n = draft.stacked(torch.from_numpy(visible.tokens_n2d))[0].numpy()
+        figures["visible"] = agreement(head_n, visible.iou_n, visible.video_id_n)
+        figures["visible_sam_score"] = agreement(visible.sam_score_n, visible.iou_n, visible.video_id_n)
+    card = HeadCard(
+        model_name=model_name,
+        model_sha256=model_sha256,
+        mask_token_offset=mask_token_offset,
+        recipe={
+            **asdict(recipe),
+            "start": "score_head" if start is not None else "random",
+            "rows": len(rows),
+            "videos": len(np.unique(rows.video_id_n)),
+            **(provenance or {}),
+        },
+        heldout={TRACKED_HEAD: figures},
+    )
+    return HeadBank(draft.names, fitted.states, card)
+
+
+def agreement(predicted_n: ArrayLike, truth_n: ArrayLike, video_id_n: ArrayLike) -> dict[str, float]:
+    """How a score agrees with the truth: rows, videos, pearson (0 if either is constant), mae, bias (mean excess)."""
+    p, t = np.asarray(predicted_n, np.float64), np.asarray(truth_n, np.float64)
+    spread = p.std() * t.std()
+    pearson = float(((p - p.mean()) * (t - t.mean())).mean() / spread) if spread > 0 else 0.0
+    return {
+        "rows": len(t),
+        "videos": len(np.unique(np.asarray(video_id_n))),
+        "pearson": round(pearson, 4),
+        "mae": round(float(np.abs(p - t).mean()), 4),
+        "bias": round(float((p - t).mean()), 4),
+    }
+
+
+def _check(tokens: NDArray[np.float32], target: NDArray[np.float32], videos: NDArray[Any]) -> None:
+    if tokens.ndim != 2 or target.shape != (len(tokens),) or videos.shape != (len(tokens),):
+        raise ShapeError(
+            "tokens (n, 2d), target (n,), video_id (n,)",
+            f"{tokens.shape}, {target.shape}, {videos.shape}",
+            "give one row per scored mask",
+        )
+    if not np.isfinite(tokens).all() or not np.isfinite(target).all():
+        raise HeadError("finite tokens and targets", "a value that is not", "drop those rows and look for their cause")
+    if len(target) and (target.min() < 0 or target.max() > 1):
+        raise HeadError(
+            "targets in [0, 1]", f"{target.min():.3f} to {target.max():.3f}", "shift gaps by usam.targets.target_of"
+        )
+
+
+def _fold_of_rows(videos: NDArray[Any], among_n: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int64]:
+    """A fold number per row, by video; -1 outside of `among_n`."""
+    names = np.unique(videos[among_n])
+    order = np.random.default_rng(seed + 1).permutation(len(names))
+    fold_of = {name: int(position) % folds for name, position in zip(names, order, strict=True)}
+    return np.array([fold_of.get(video, -1) for video in videos], np.int64)
+
+
+def _fit_member(
+    tokens: Tensor, target: Tensor, train_n: Tensor, stop_n: Tensor, recipe: Recipe, start: MlpState | None, seed: int
+) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = tokens[train_n], target[train_n]
+    x_stop, y_stop = tokens[stop_n], target[stop_n]
+    if not len(x):
+        raise HeadError("rows left to train on", "none", "harvest more clips")
+    width = tokens.shape[1]
+    mean, deviation = torch.zeros(width), torch.ones(width)
+    if recipe.standardise:
+        mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
+    x, x_stop = (x - mean) / deviation, (x_stop - mean) / deviation
+    layers = _start(width, start, mean, deviation, generator)
+    home = [p.clone() for p in layers]
+    for p in layers:
+        p.requires_grad_(True)
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(layers, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.Adam(layers, recipe.lr)
+    best, best_epoch, best_layers = math.inf, 0, [p.detach().clone() for p in layers]
+    for epoch in range(recipe.max_epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for rows in order.split(recipe.batch_rows):
+            loss = functional.mse_loss(_run(layers, x[rows], recipe.dropout, generator), y[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if recipe.optimizer == "adamw":
+                with torch.no_grad():
+                    for p, p_home in zip(layers, home, strict=True):
+                        p.lerp_(p_home, recipe.lr * recipe.weight_decay)
+        if recipe.patience is None or not len(x_stop):
+            best_layers = layers
+            continue
+        with torch.no_grad():
+            stop_loss = float(functional.mse_loss(_run(layers, x_stop), y_stop))
+        if stop_loss < best:
+            best, best_epoch, best_layers = stop_loss, epoch, [p.detach().clone() for p in layers]
+        elif epoch - best_epoch >= recipe.patience:
+            break
+    if not all(bool(torch.isfinite(p).all()) for p in best_layers):
+        raise HeadError("a training that converges", "weights that are not finite", "lower the learning rate")
+    return _as_captured([p.detach() for p in best_layers], mean, deviation)
+
+
+def _run(layers: Sequence[Tensor], x: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    for i in range(0, 6, 2):
+        x = functional.linear(x, layers[i], layers[i + 1])
+        if i < 4:
+            x = x.relu()
+            if dropout > 0:
+                x = x * (torch.rand(x.shape, generator=generator) >= dropout) / (1 - dropout)
+    return x[:, 0].sigmoid()
+
+
+def _start(
+    width: int, start: MlpState | None, mean: Tensor, deviation: Tensor, generator: torch.Generator
+) -> list[Tensor]:
+    """Layers for standardised tokens: the given start carried over, or uniform as `torch.nn.Linear` begins."""
+    if start is not None:
+        if tuple(start["layers.0.weight"].shape) != (width, width):
+            raise ShapeError(
+                f"a start of width {width}", str(tuple(start["layers.0.weight"].shape)), "start from the same model"
+            )
+        layers = [start[f"layers.{i}.{kind}"].clone().float() for i in range(3) for kind in ("weight", "bias")]
+        layers[1] = layers[1] + layers[0] @ mean
+        layers[0] = layers[0] * deviation
+        return layers
+    bound = 1 / math.sqrt(width)
+    shapes = [(width, width), (width,), (width, width), (width,), (1, width), (1,)]
+    return [torch.empty(shape).uniform_(-bound, bound, generator=generator) for shape in shapes]
+
+
+def _as_captured(layers: Sequence[Tensor], mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
+    """The standardisation folded into the first layer."""
+    first = layers[0] / deviation
+    folded = [first, layers[1] - first @ mean, *layers[2:]]
+    names = [f"layers.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
+    return {name: tensor.contiguous() for name, tensor in zip(names, folded, strict=True)}
+
+
+def _fingerprint(
+    name: str,
+    tokens: NDArray[np.float32],
+    target: NDArray[np.float32],
+    videos: NDArray[Any],
+    recipe: Recipe,
+    start: MlpState | None,
+) -> str:
+    """Names a training by what decides its members, whatever their number."""
+    digest = hashlib.sha256(repr((name, replace(recipe, members=max(recipe.members, _MIN_FOLDS)))).encode())
+    for array in (tokens, target, videos.astype(str)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for key in sorted(start or {}):
+        digest.update((start or {})[key].numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,155 @@
+"""Banks on disk: safetensors beside a JSON card, keyed by the checksum of the model they belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from usam.errors import HeadError
+from usam.heads import HeadBank, HeadCard
+from usam.targets import HEADS
+
+_LOG = logging.getLogger(__name__)
+FORMAT = "masksieve-heads-1"
+
+
+def save_bank(bank: HeadBank, path: Path) -> Path:
+    """Write `path` (safetensors) and its card (same stem, .json); the card last, so half a bank is never found.
+
+    Args:    bank: the heads. path: the safetensors file; its folder is made.
+    Returns: the path.
+    """
+    path = path.with_suffix(".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{m}.{key}": value.cpu() for m, state in enumerate(bank.states()) for key, value in state.items()}
+    card = {"format": FORMAT, "width": bank.width, "names": list(bank.names), **asdict(bank.card)}
+    card_path = path.with_suffix(".json")
+    card_path.unlink(missing_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"format": FORMAT, "model_sha256": bank.card.model_sha256})
+    part.replace(path)
+    part = card_path.with_name(card_path.name + ".part")
+    part.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    part.replace(card_path)
+    return path
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The JSON card of a bank.
+
+    Raises: HeadError if it is missing or no card.
+    """
+    card_path = path.with_suffix(".json")
+    try:
+        card = json.loads(card_path.read_text())
+    except (OSError, ValueError) as error:
+        raise HeadError(f"a card at {card_path}", type(error).__name__, "copy the bank's two files again") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise HeadError(f"a card of format {FORMAT} at {card_path}", repr(found), "train or import the bank again")
+    return card
+
+
+def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None = None) -> HeadBank:
+    """Read a bank, refusing one that belongs to another model.
+
+    Args:
+        path: the safetensors file; its card lies beside it.
+        model_sha256: checksum of the model's weights; None skips the check.
+        width: the tokens' width 2d; None skips the check.
+    Returns: the bank, on the CPU.
+    Raises:  HeadError for a missing, damaged or foreign bank.
+    """
+    card = read_card(path)
+    if model_sha256 is not None and card.get("model_sha256") != model_sha256:
+        raise HeadError(
+            f"heads made for the model {model_sha256[:12]}",
+            f"heads of {card.get('model_name')} {str(card.get('model_sha256'))[:12]} in {path.name}",
+            "fit heads to this model with `masksieve usam fit`",
+        )
+    if width is not None and card.get("width") != width:
+        raise HeadError(
+            f"heads of width {width}", f"width {card.get('width')} in {path.name}", "use this model's own bank"
+        )
+    try:
+        tensors = load_file(path)
+        states: list[dict[str, Tensor]] = [{} for _ in card["names"]]
+        for key, value in tensors.items():
+            number, name = key.split(".", 1)
+            states[int(number)][name] = value
+        head_card = HeadCard(
+            model_name=card["model_name"],
+            model_sha256=card["model_sha256"],
+            mask_token_offset=card["mask_token_offset"],
+            recipe=card["recipe"],
+            heldout=card["heldout"],
+        )
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
+        raise HeadError(f"a bank in {path}", f"{type(error).__name__}: {error}", "copy the bank again") from error
+    return HeadBank(card["names"], states, head_card)
+
+
+def bank_path_for(model_sha256: str, search_dirs: Iterable[Path]) -> Path | None:
+    """The bank installed for a model: the first card, by folder then by name, that carries the model's checksum.
+
+    Args:    model_sha256: checksum of the model's weights. search_dirs: folders; missing ones are passed over.
+    Returns: the safetensors file, or None if there is none.
+    """
+    for folder in search_dirs:
+        for card_path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            path = card_path.with_suffix(".safetensors")
+            if not path.is_file():
+                continue
+            try:
+                card = read_card(path)
+            except HeadError:
+                continue
+            if card.get("model_sha256") == model_sha256:
+                return path
+    return None
+
+
+def install_path(model_name: str, model_sha256: str, folder: Path) -> Path:
+    """Where a model's bank goes in a folder: found by `bank_path_for`, and no model overwrites another's."""
+    return folder / f"{model_name}-heads-{model_sha256[:12]}.safetensors"
+
+
+def import_published(folder: Path, card: HeadCard) -> HeadBank:
+    """Read published-style heads: one folder per head holding `model.pth`, loaded with `weights_only=True`.
+
+    Args:
+        folder: holds `<head>/model.pth`; folders that are not named after a head are passed over.
+        card: origin; published heads have `mask_token_offset=0`.
+    Returns: a bank of every head found.
+    Raises:  HeadError if there is none, or one is not a plain state dict.
+    """
+    names, states = [], []
+    for name in HEADS:
+        path = folder / name / "model.pth"
+        if not path.is_file():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged or a pickled-object file
+            raise HeadError(
+                f"a plain state dict in {path}", type(error).__name__, "export it as a state dict"
+            ) from error
+        if not isinstance(state, dict):
+            raise HeadError(f"a state dict in {path}", type(state).__name__, "export it as a state dict")
+        names.append(name)
+        states.append({key: value for key, value in state.items() if isinstance(value, Tensor)})
+    if not names:
+        raise HeadError(
+            f"folders like {folder}/iou_large/model.pth", "none", f"name folders after heads: {', '.join(HEADS)}"
+        )
+    _LOG.info("imported heads %s from %s", ", ".join(names), folder)
+    return HeadBank(names, states, card)
