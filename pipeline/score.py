@@ -1,0 +1,120 @@
+"""Turns propagated masks into numbers about them: USAM heads once per chunk of frames, stability, entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import HeadError
+from pipeline.propagate import FrameResult
+from usam.entropy import logits_entropy, stability
+from usam.heads import HeadBank
+from usam.targets import TRACKED_HEAD
+
+ScoreSource = Literal["iou_tracked", "sam_score", "object_score"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredResult:
+    """A mask and what is known about how wrong it is.
+
+    Attributes:
+        result: the mask.
+        scores: every head's raw output by name; empty without a bank, for a given mask and when untracked.
+        predicted_iou: in [0, 1]; `1 - predicted_iou` is the uncalibrated uncertainty. None if given or untracked.
+        score_source:  what `predicted_iou` is: the head `iou_tracked`; else SAM2's own score. Where the model says that
+                       the object is absent there is no mask to score and it is "object_score": the model's probability
+                       of absence, which is the expected IoU of an empty mask (1 if the truth is empty, else 0).
+        stability, entropy_bits: of the low-resolution mask; None unless it is a predicted, visible mask.
+    """
+
+    result: FrameResult
+    scores: dict[str, float] = field(default_factory=dict)
+    predicted_iou: float | None = None
+    score_source: ScoreSource | None = None
+    stability: float | None = None
+    entropy_bits: float | None = None
+
+
+class Scorer:
+    """Scores frames in order; holds at most `chunk_frames` frames back, so the heads run once and sync once per chunk.
+
+    Args:
+        bank: the heads of the model that made the masks; without one, SAM2's own score is the prediction.
+        chunk_frames: frames per evaluation, at least 1.
+    Raises: HeadError for a chunk of less than one frame.
+    """
+
+    def __init__(self, bank: HeadBank | None, chunk_frames: int = 16) -> None:
+        if chunk_frames < 1:
+            raise HeadError("chunk_frames of at least 1", str(chunk_frames), "correct score.chunk_frames")
+        self.bank, self.chunk_frames = bank, chunk_frames
+
+    def score(self, frames: Iterable[list[FrameResult]]) -> Iterator[list[ScoredResult]]:
+        """Score a pass.
+
+        Args:   frames: what `Session.forward` or `Session.backward` yields.
+        Yields: one list per list that came in, same order.
+        """
+        chunk: list[list[FrameResult]] = []
+        for results in frames:
+            chunk.append(results)
+            if len(chunk) == self.chunk_frames:
+                yield from self._score_chunk(chunk)
+                chunk = []
+        yield from self._score_chunk(chunk)
+
+    def _score_chunk(self, chunk: list[list[FrameResult]]) -> Iterator[list[ScoredResult]]:
+        flat = [result for results in chunk for result in results]
+        scored = self._head_scores(flat)
+        shapes = self._mask_numbers(flat)
+        position = 0
+        for results in chunk:
+            yield [
+                self._combine(result, scored.get(position + i, {}), shapes.get(position + i))
+                for i, result in enumerate(results)
+            ]
+            position += len(results)
+
+    def _head_scores(self, flat: list[FrameResult]) -> dict[int, dict[str, float]]:
+        rows = [i for i, result in enumerate(flat) if result.tokens_2d is not None]
+        if self.bank is None or not rows:
+            return {}
+        tokens_n2d = torch.stack([t for i in rows if (t := flat[i].tokens_2d) is not None])
+        if self.bank.device != tokens_n2d.device:
+            self.bank.to(tokens_n2d.device)
+        columns = self.bank.stacked(tokens_n2d).T.tolist()
+        return {i: dict(zip(self.bank.heads, row, strict=True)) for i, row in zip(rows, columns, strict=True)}
+
+    @torch.inference_mode()
+    def _mask_numbers(self, flat: list[FrameResult]) -> dict[int, list[float]]:
+        rows: list[int] = []
+        logits: list[Tensor] = []
+        for i, result in enumerate(flat):
+            if result.visibility == "visible" and result.sam_score is not None and result.logits_hw is not None:
+                rows.append(i)
+                logits.append(result.logits_hw)
+        if not rows:
+            return {}
+        logits_nhw = torch.stack(logits)
+        numbers = torch.stack([stability(logits_nhw), logits_entropy(logits_nhw)], dim=1).tolist()
+        return dict(zip(rows, numbers, strict=True))
+
+    def _combine(self, result: FrameResult, scores: dict[str, float], shape: list[float] | None) -> ScoredResult:
+        predicted_iou, source = _prediction(result, scores)
+        stable, entropy_bits = shape if shape is not None else (None, None)
+        return ScoredResult(result, scores, predicted_iou, source, stable, entropy_bits)
+
+
+def _prediction(result: FrameResult, scores: dict[str, float]) -> tuple[float | None, ScoreSource | None]:
+    if result.sam_score is None:
+        return None, None
+    if result.visibility == "absent" and result.object_score is not None:
+        return float(torch.sigmoid(torch.tensor(-result.object_score))), "object_score"
+    if TRACKED_HEAD in scores:
+        return scores[TRACKED_HEAD], "iou_tracked"
+    return min(max(result.sam_score, 0.0), 1.0), "sam_score"
