@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import logging
 import os
+import re
 import shutil
 import tempfile
 import urllib.error
@@ -101,9 +102,12 @@ def model_spec(name: str) -> ModelSpec:
     if name not in names:
         raise ModelError("a known model", repr(name), did_you_mean(name, names))
     path = config_dir() / "models" / f"{name}.yaml"
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    sha256 = data.get("sha256")
-    return ModelSpec(name, path, data.get("url"), str(sha256).lower() if sha256 else None)
+    # BaseLoader keeps every value a string: a checksum of digits alone is no number.
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    sha256 = str(data.get("sha256", "null")).lower()
+    if sha256 != "null" and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ModelError(f"sha256 in {path} of 64 hex digits, or null", repr(sha256), "correct it")
+    return ModelSpec(name, path, data.get("url"), None if sha256 == "null" else sha256)
 
 
 def weights_path(spec: ModelSpec, cache_dir: Path | None = None) -> Path:
@@ -281,7 +285,7 @@ def _recorded(path: Path) -> str | None:
     record = _record_path(path)
     try:
         words = record.read_text(encoding="ascii").split()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"a readable checksum at {record}", str(error), "repair or delete it") from error

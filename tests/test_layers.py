@@ -52,7 +52,9 @@ def test_every_file_says_its_one_idea_first(package: str) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("module", ["usam", "pipeline", "flows", "pipeline.errors", "pipeline.checkpoints", "pipeline.models"])
+@pytest.mark.parametrize(
+    "module", ["usam", "pipeline", "flows", "pipeline.errors", "pipeline.checkpoints", "pipeline.models"]
+)
 def test_importing_the_front_does_not_load_what_is_heavy(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'sam2', 'decord', 'pandas', 'prefect') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
