@@ -23,10 +23,9 @@ class LocalBackend:
     A temporary file lies beside its target and begins with a dot, which readers of Parquet folders and `list` skip.
     """
 
-    scheme = "file"
-
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.identity = f"file://{root}"
 
     def uri(self, key: str) -> str:
         """The file's absolute path."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """What a kind of store has to do; exceptions are its own and `error` types them."""
 
-    scheme: str
+    identity: str  # two stores of one identity are one store
 
     def uri(self, key: str) -> str: ...
     def path(self, key: str) -> Path | None: ...
@@ -58,6 +58,7 @@ class ObjectStore:
         else:
             raise StorageError("a folder or s3://bucket/prefix", repr(text), "write the output as one of these")
         self.url = self._backend.uri("").rstrip("/")
+        self.identity = self._backend.identity
         self._conditional: bool | None = None
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,8 +18,6 @@ SINGLE_PUT_BYTES = 64 * 2**20
 class S3Backend:
     """Objects of one bucket below a prefix. A PUT is atomic by itself, and so is the end of a multipart upload."""
 
-    scheme = "s3"
-
     def __init__(self, bucket: str, prefix: str, settings: StorageSettings | None) -> None:
         import s3fs
 
@@ -27,6 +26,8 @@ class S3Backend:
             "endpoint_url": settings.endpoint_url if settings else None,
             "region_name": settings.region if settings else None,
         }
+        endpoint = client["endpoint_url"] or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self.identity = f"{endpoint or 'aws'}|s3://{bucket}/{prefix}"
         secrets = {
             "key": settings.access_key_id if settings else None,
             "secret": settings.secret_access_key if settings else None,

@@ -1,0 +1,340 @@
+"""Labels and the review list of a video, derived from its newest facts and a policy; an older generation is fenced off.
+
+`labels/` and `review/` lie at keys made from the video alone, so a reader with a glob never sees a row twice. A
+derivation names its generation; it replaces a file only while no newer generation is committed, and only if nobody
+wrote the file since it looked.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.ledger import Commit, Ledger
+from pipeline.records import LABELS, MASKS, REVIEW, read_metadata
+from pipeline.route import Policy, decide
+from pipeline.storage.manifest import ROW_GROUP_ROWS, ParquetFile, derived_key
+from pipeline.storage.objects import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 8192
+ATTEMPTS = 10
+HEAVY_COLUMNS = ("rle", "bbox_xyxy", "video_uri")
+
+
+class ReviewImages(NamedTuple):
+    """Where a person finds the pictures of a stretch's representative frame."""
+
+    frame_uri: str | None
+    overlay_uri: str | None
+
+
+@dataclass
+class Stretch:
+    """Consecutive flagged rows of one object: one thing for a person to look at.
+
+    Args:
+        review_id: stable: made from video, object, kind and first frame.
+        kind: review, or audit for one accepted row that was drawn.
+        representative_frame: the one of highest uncertainty, the first of equals.
+        uncertainty: of that frame; None if none was scored.
+    """
+
+    review_id: str
+    kind: Literal["review", "audit"]
+    object_id: int
+    first_frame: int
+    last_frame: int
+    rows: int
+    representative_frame: int
+    uncertainty: float | None
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a derivation did.
+
+    Args:
+        status: written; unchanged (this generation and policy were there); fenced (a newer generation is committed).
+        counts: rows, accept, review, hold, visible, absent, untracked, given, audit, stretches.
+    """
+
+    status: Literal["written", "unchanged", "fenced"]
+    generation: int
+    policy_id: str
+    counts: Mapping[str, int]
+    labels_uri: str
+    review_uri: str
+
+
+Images = Callable[[Sequence[Stretch]], Mapping[str, ReviewImages]]
+
+
+def derive(
+    store: ObjectStore,
+    ledger: Ledger,
+    video_id: str,
+    policy: Policy,
+    *,
+    images: Images | None = None,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    scratch_dir: Path | None = None,
+) -> Derived:
+    """Write `labels/` and `review/` of a video from its highest generation.
+
+    Args:    images: called with the stretches; gives pictures by review_id. None keeps those that an earlier
+                 derivation of the same generation named.
+    Returns: what was done; doing it again changes nothing.
+    Raises:  StorageError if the video was never committed or its facts are damaged.
+    """
+    repairing = False
+    for _ in range(ATTEMPTS):
+        commit = ledger.newest(video_id)
+        if commit is None:
+            raise StorageError(f"a committed generation of {video_id}", "none", "label the video first")
+        done = _present(store, commit)
+        if done is not None and (done.policy_id == policy.policy_id or repairing):
+            return done
+        with prepared(store, commit, policy, images, row_group_rows, scratch_dir) as plan:
+            derived = plan.publish(ledger)
+        if derived.status == "fenced" or ledger.newest_generation(video_id) == commit.generation:
+            return derived
+        repairing = True  # a newer commit came while we wrote: make sure that its labels are what stays
+    raise StorageError("a video that holds still", f"{ATTEMPTS} new generations in a row", "derive again later")
+
+
+class Plan:
+    """A derivation that is computed and not yet published. Made by `prepared`."""
+
+    def __init__(self, store: ObjectStore, commit: Commit, policy: Policy, counts: Mapping[str, int]) -> None:
+        self.store, self.commit, self.policy, self.counts = store, commit, policy, counts
+        self.files: dict[str, ParquetFile] = {}
+
+    def publish(self, ledger: Ledger) -> Derived:
+        """Put the files in place, the labels last, unless a newer generation is committed."""
+        for layer in ("review", "labels"):
+            if not self._publish_layer(ledger, layer):
+                logger.info("generation %d of %s is fenced off", self.commit.generation, self.commit.video_id)
+                return self._derived("fenced")
+        return self._derived("written")
+
+    def _publish_layer(self, ledger: Ledger, layer: str) -> bool:
+        key = derived_key(layer, self.commit.first_seen, self.commit.video_id)
+        for _ in range(ATTEMPTS):
+            version = self.store.version(key)
+            there = 0 if version is None else int(_metadata(self.store, key).get("generation", 0))
+            if max(there, ledger.newest_generation(self.commit.video_id)) > self.commit.generation:
+                return False
+            if self.store.replace(key, self.files[layer].path, version):
+                return True
+        raise StorageError(f"to replace {self.store.uri(key)}", "a rival each time", "derive again later")
+
+    def _derived(self, status: Literal["written", "fenced"]) -> Derived:
+        return _derived(self.store, self.commit, status, self.policy.policy_id, self.counts)
+
+
+@contextmanager
+def prepared(
+    store: ObjectStore,
+    commit: Commit,
+    policy: Policy,
+    images: Images | None = None,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    scratch_dir: Path | None = None,
+) -> Iterator[Plan]:
+    """Compute both files on scratch; they end with the block. Memory does not grow with the video."""
+    with ExitStack() as stack:
+        facts = pq.ParquetFile(stack.enter_context(_local_facts(store, commit, scratch_dir)))
+        stretches, counts = _survey(facts, policy, commit.video_id)
+        pictures = images(stretches) if images else _earlier_images(store, commit, stretches)
+        plan = Plan(store, commit, policy, counts)
+        metadata = {
+            **read_metadata(facts.schema_arrow),
+            "generation": commit.generation,
+            "facts_sha256": commit.file("masks").sha256,
+            "policy": policy.model_dump(mode="json"),
+            "policy_id": policy.policy_id,
+            "certified": policy.certified,
+            "counts": counts,
+        }
+        for layer, schema in (("labels", LABELS), ("review", REVIEW)):
+            file = ParquetFile(schema, metadata, row_group_rows=row_group_rows, scratch_dir=scratch_dir)
+            plan.files[layer] = stack.enter_context(file)
+        finder = _Finder(stretches, pictures)
+        for batch in facts.iter_batches(BATCH_ROWS):
+            decisions = decide(batch, policy)
+            columns = [batch.column(name) for name in MASKS.names] + decisions.columns
+            rows = pa.RecordBatch.from_arrays(columns, schema=LABELS)
+            plan.files["labels"].write(rows)
+            flagged = rows.filter(pa.array(_flagged(decisions)))
+            if flagged.num_rows:
+                plan.files["review"].write(finder.complete(flagged))
+        for file in plan.files.values():
+            file.finish()
+        yield plan
+
+
+def _flagged(decisions: pa.RecordBatch) -> Any:
+    decision = decisions.column("decision").to_numpy(zero_copy_only=False)
+    return (decision == "review") | decisions.column("audit").to_numpy(zero_copy_only=False)
+
+
+def _survey(facts: pq.ParquetFile, policy: Policy, video_id: str) -> tuple[list[Stretch], dict[str, int]]:
+    """Stretches by object and first frame, and the counts, in one pass over the light columns."""
+    names = [name for name in MASKS.names if name not in HEAVY_COLUMNS]
+    stretches: list[Stretch] = []
+    running: dict[int, Stretch | None] = {}
+    counts = dict.fromkeys(
+        ("rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches"), 0
+    )
+    for batch in facts.iter_batches(BATCH_ROWS, columns=names):
+        decisions = decide(batch, policy)
+        visibility, prompted = batch.column("visibility").to_pylist(), batch.column("prompted").to_pylist()
+        decided, audited = decisions.column("decision").to_pylist(), decisions.column("audit").to_pylist()
+        counts["rows"] += batch.num_rows
+        counts["audit"] += sum(audited)
+        for name in ("accept", "review", "hold"):
+            counts[name] += decided.count(name)
+        for name in ("visible", "absent", "untracked"):
+            counts[name] += visibility.count(name)
+        counts["given"] += prompted.count("mask")
+        columns = (
+            batch.column("object_id").to_pylist(),
+            batch.column("frame_index").to_pylist(),
+            decided,
+            audited,
+            decisions.column("uncertainty").to_pylist(),
+        )
+        for object_id, frame, decision, audit, uncertainty in zip(*columns, strict=True):
+            if decision != "review" and not audit:
+                running[object_id] = None
+                continue
+            kind: Literal["review", "audit"] = "audit" if audit else "review"
+            stretch = running.get(object_id)
+            if stretch is None or audit or stretch.kind != kind:
+                text = f"{video_id}:{object_id}:{kind}:{frame}"
+                review_id = hashlib.sha256(text.encode()).hexdigest()[:20]
+                stretch = Stretch(review_id, kind, object_id, frame, frame, 0, frame, uncertainty)
+                stretches.append(stretch)
+                running[object_id] = stretch
+            stretch.last_frame = frame
+            stretch.rows += 1
+            if uncertainty is not None and (stretch.uncertainty is None or uncertainty > stretch.uncertainty):
+                stretch.representative_frame, stretch.uncertainty = frame, uncertainty
+    counts["stretches"] = len(stretches)
+    return sorted(stretches, key=lambda item: (item.object_id, item.first_frame)), counts
+
+
+class _Finder:
+    """Finds the stretch of a row and fills the columns that REVIEW adds."""
+
+    def __init__(self, stretches: Sequence[Stretch], images: Mapping[str, ReviewImages]) -> None:
+        self._stretches = stretches
+        self._keys = [(stretch.object_id, stretch.first_frame) for stretch in stretches]
+        self._images = images
+
+    def complete(self, labels: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows of REVIEW from flagged rows of LABELS."""
+        ids: list[str] = []
+        representative: list[bool] = []
+        pictures: list[ReviewImages] = []
+        where = zip(labels.column("object_id").to_pylist(), labels.column("frame_index").to_pylist(), strict=True)
+        for object_id, frame in where:
+            stretch = self._stretches[bisect.bisect_right(self._keys, (object_id, frame)) - 1]
+            first_look = frame == stretch.representative_frame
+            ids.append(stretch.review_id)
+            representative.append(first_look)
+            none = ReviewImages(None, None)
+            pictures.append(self._images.get(stretch.review_id, none) if first_look else none)
+        added = [
+            pa.array(ids, pa.string()),
+            pa.array(np.array(representative, dtype=bool)),
+            pa.array([picture.frame_uri for picture in pictures], pa.string()),
+            pa.array([picture.overlay_uri for picture in pictures], pa.string()),
+        ]
+        return pa.RecordBatch.from_arrays([*labels.columns, *added], schema=REVIEW)
+
+
+@contextmanager
+def _local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> Iterator[Path]:
+    """The masks of a commit as a local file, checked against the commit's checksum."""
+    record = commit.file("masks")
+    with ExitStack() as stack:
+        path = store.path(record.key)
+        if path is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="masksieve-facts-", dir=scratch_dir))
+            path = Path(folder) / "masks.parquet"
+            digest = store.get_file(record.key, path)
+        else:
+            if not path.is_file():
+                raise StorageError(f"facts at {path}", "no file", "restore it, or remove the commit and label again")
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != record.sha256:
+            got = f"{digest[:12]} at {store.uri(record.key)}"
+            raise StorageError(f"facts with SHA-256 {record.sha256[:12]}", got, "label the video again")
+        yield path
+
+
+def _metadata(store: ObjectStore, key: str) -> dict[str, Any]:
+    with store.open(key) as file:
+        return read_metadata(pq.read_schema(file))
+
+
+def _present(store: ObjectStore, commit: Commit) -> Derived | None:
+    """The derivation of this generation that is in place, with whatever policy; None if there is none."""
+    found = []
+    for layer in ("labels", "review"):
+        key = derived_key(layer, commit.first_seen, commit.video_id)
+        if not store.exists(key):
+            return None
+        found.append(_metadata(store, key))
+    labels, review = found
+    same = all(labels.get(name) == review.get(name) for name in ("generation", "policy_id", "facts_sha256"))
+    if not same or labels.get("facts_sha256") != commit.file("masks").sha256:
+        return None
+    if labels.get("generation") != commit.generation:
+        return None
+    return _derived(store, commit, "unchanged", str(labels["policy_id"]), labels["counts"])
+
+
+def _derived(
+    store: ObjectStore,
+    commit: Commit,
+    status: Literal["written", "unchanged", "fenced"],
+    policy_id: str,
+    counts: Mapping[str, int],
+) -> Derived:
+    labels, review = (
+        store.uri(derived_key(layer, commit.first_seen, commit.video_id)) for layer in ("labels", "review")
+    )
+    return Derived(status, commit.generation, policy_id, counts, labels, review)
+
+
+def _earlier_images(store: ObjectStore, commit: Commit, stretches: Sequence[Stretch]) -> dict[str, ReviewImages]:
+    """Pictures that the review list in place names, where they are of the same facts and the same frame."""
+    key = derived_key("review", commit.first_seen, commit.video_id)
+    if not store.exists(key) or _metadata(store, key).get("facts_sha256") != commit.file("masks").sha256:
+        return {}
+    wanted = {(stretch.review_id, stretch.representative_frame) for stretch in stretches}
+    names = ["review_id", "frame_index", "frame_uri", "overlay_uri"]
+    with store.open(key) as file:
+        rows = pq.read_table(file, columns=names).to_pylist()
+    return {
+        row["review_id"]: ReviewImages(row["frame_uri"], row["overlay_uri"])
+        for row in rows
+        if (row["review_id"], row["frame_index"]) in wanted and (row["frame_uri"] or row["overlay_uri"])
+    }
