@@ -1,0 +1,165 @@
+"""What the whole job costs over bare propagation, and whether memory grows with the video.
+
+`python benchmarks/end_to_end.py [--video FILE] [--runs 5]` prints two tables. Both sides work on the same frames in one
+run, alternating; ratios are medians of pairs. Memory is the peak of the proportional set size (PSS) of the labelling
+process and its decoder together, for the clip and for the same clip looped five times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.demo import write_video
+from pipeline.label import label_video
+from pipeline.models import load_model
+from pipeline.nano.clips import render_clip
+from pipeline.prompts import load_prompts
+from pipeline.propagate import Session
+from pipeline.settings import Settings, load_settings
+from pipeline.video.probe import probe_video
+from pipeline.video.stream import FrameStream
+
+SHARED = Path(__file__).resolve().parents[2] / "shared/data/clips/cups.mp4"
+
+
+def loop_video(source: Path, target: Path, times: int) -> None:
+    """Write the same packets several times over: same frames, no re-encoding."""
+    with av.open(str(target), "w") as out:
+        stream = None
+        shift = 0
+        for _ in range(times):
+            with av.open(str(source)) as container:
+                video = container.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                end = 0
+                for packet in container.demux(video):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    end = max(end, packet.pts + (packet.duration or int(1 / (video.average_rate * video.time_base))))
+                    packet.pts += shift
+                    packet.dts += shift
+                    packet.stream = stream
+                    out.mux(packet)
+                shift += end
+
+
+def bare_seconds(video: Path, settings: Settings) -> float:
+    """Wall of propagation alone: frames at model size in memory, no scoring, no masks at video size, no files."""
+    loaded = load_model(settings.model.name)
+    info = probe_video(video, settings.decode)
+    prompts = load_prompts(video.with_name(video.stem + ".prompts.json"))
+    with FrameStream(info, settings.decode, resize=loaded.image_size) as stream:
+        frames = list(stream)
+    started = time.perf_counter()
+    session = Session(loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False, keep_tokens=False)
+    session.prepare(lambda index: frames[index].rgb_hw3)
+    for _ in session.forward(frames):
+        pass
+    return time.perf_counter() - started
+
+
+def whole_seconds(video: Path, settings: Settings, out: Path) -> float:
+    """Wall of `label_video`: hash, probe, decode, propagate, score, encode, commit, derive, review pictures."""
+    loaded = load_model(settings.model.name)
+    prompts = video.with_name(video.stem + ".prompts.json")
+    started = time.perf_counter()
+    label_video(str(video), prompts, str(out), settings, model=loaded)
+    return time.perf_counter() - started
+
+
+def tree_pss_mib(pid: int) -> float:
+    """PSS of a process and its descendants, MiB."""
+    total, waiting = 0.0, [pid]
+    while waiting:
+        one = waiting.pop()
+        try:
+            rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
+            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+            for task in Path(f"/proc/{one}/task").iterdir():
+                waiting += [int(child) for child in (task / "children").read_text().split()]
+        except (OSError, StopIteration):
+            continue
+    return total
+
+
+def peak_mib(video: Path, out: Path) -> float:
+    """Peak PSS while another process labels the video."""
+    prompts = video.with_name(video.stem + ".prompts.json")
+    code = (
+        "import sys; from pipeline.label import label_video; from pipeline.settings import load_settings;"
+        "label_video(sys.argv[1], sys.argv[2], sys.argv[3], load_settings(None, {'output.review_frames': False}))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(video), str(prompts), str(out)])
+    peak = 0.0
+    while child.poll() is None:
+        peak = max(peak, tree_pss_mib(child.pid))
+        time.sleep(0.05)
+    if child.returncode:
+        sys.exit(f"labelling {video} failed")
+    return peak
+
+
+def synthetic(folder: Path) -> Path:
+    """A clip for machines without the shared ones."""
+    clip = render_clip(7, frames=240, size=480)
+    video = folder / "synthetic.mp4"
+    write_video(video, clip.frames_thw3, Fraction(25))
+    area = clip.ids_thw[0] == clip.object_ids[0]
+    y, x = (int(v.mean()) for v in area.nonzero())
+    video.with_name("synthetic.prompts.json").write_text(
+        f'{{"version": 1, "objects": [{{"object_id": 1, "prompts": [{{"frame_index": 0, "points": [[{x}, {y}, 1]]}}]}}]}}'
+    )
+    return video
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, default=SHARED if SHARED.exists() else None)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--review-frames", action="store_true", help="write review pictures too (a second decode)")
+    args = parser.parse_args()
+    settings = load_settings(None, {"output.review_frames": args.review_frames})
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        video: Path = args.video or synthetic(folder)
+        info = probe_video(video, settings.decode)
+        pairs = []
+        for run in range(args.runs):
+            pairs.append((bare_seconds(video, settings), whole_seconds(video, settings, folder / f"out{run}")))
+        table = Table(title=f"whole job over bare propagation: {video.name}, {info.num_frames} frames, {os.cpu_count()} cores")
+        for column in ("run", "bare s", "whole s", "ratio", "whole frames/s"):
+            table.add_column(column, justify="right")
+        for run, (bare, whole) in enumerate(pairs):
+            table.add_row(str(run), f"{bare:.2f}", f"{whole:.2f}", f"{whole / bare:.3f}", f"{info.num_frames / whole:.1f}")
+        middle = statistics.median(whole / bare for bare, whole in pairs)
+        fastest = statistics.median(info.num_frames / whole for _, whole in pairs)
+        table.add_row("median", "", "", f"{middle:.3f}", f"{fastest:.1f}")
+        console.print(table)
+
+        looped = folder / f"looped{video.suffix}"
+        loop_video(video, looped, 5)
+        looped.with_name("looped.prompts.json").write_bytes(video.with_name(video.stem + ".prompts.json").read_bytes())
+        once, five = peak_mib(video, folder / "once"), peak_mib(looped, folder / "five")
+        memory = Table(title="peak memory of job and decoder (PSS)")
+        for column in ("clip MiB", "looped x5 MiB", "growth"):
+            memory.add_column(column, justify="right")
+        memory.add_row(f"{once:.0f}", f"{five:.0f}", f"{five / once - 1:+.1%}")
+        console.print(memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""The main job: one video and its prompts become committed facts, labels and a review list."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import torch
+
+from pipeline import temporal
+from pipeline.derive import Derived, derive
+from pipeline.encode import RowContext
+from pipeline.errors import DiskSpaceError, StorageError
+from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
+from pipeline.models import LoadedModel, load_model
+from pipeline.prompts import PromptSet
+from pipeline.records import CANDIDATES, MASKS, TOKENS
+from pipeline.review_images import write_review_images
+from pipeline.settings import Settings
+from pipeline.source import LocalVideo, find_prompts, local_video
+from pipeline.stages import Spools, run_stages
+from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
+from pipeline.storage.objects import ObjectStore
+from pipeline.video.probe import VideoInfo, probe_video
+from usam.heads import HeadBank
+from usam.weights import load_bank
+
+log = logging.getLogger(__name__)
+
+SCRATCH_BYTES_PER_ROW = 4096  # generous: a row of facts with its run lengths takes about 1 kB
+SCRATCH_RESERVE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: `done` of `total` frames."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What happened to one video.
+
+    Args:
+        status: labelled; unchanged (this very work was committed before); failed (the caller caught an error).
+        rows: frames x objects; accepted + review + hold = rows.
+        absent, untracked: rows by visibility.
+        certified: whether evidence stands behind the thresholds.
+        score_source: what uncertainty rests on: iou_tracked or sam_score.
+    """
+
+    video: str
+    video_id: str
+    status: Literal["labelled", "unchanged", "failed"]
+    frames: int
+    objects: int
+    rows: int
+    accepted: int
+    review: int
+    hold: int
+    absent: int
+    untracked: int
+    wall_seconds: float
+    frames_per_second: float
+    generation: int
+    error: str | None
+    labels_uri: str
+    review_uri: str
+    certified: bool
+    score_source: str
+
+
+def default_drop(video: str) -> str:
+    """The drop of a video that none was named for: the folder it lies in."""
+    parent = PurePosixPath(video.partition("://")[2] or str(Path(video).expanduser().resolve())).parent
+    return parent.name or "default"
+
+
+def label_video(
+    video: str,
+    prompts: str | Path | PromptSet | None,
+    out: str,
+    settings: Settings,
+    *,
+    drop: str | None = None,
+    model: LoadedModel | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> VideoReport:
+    """Label one video: probe and decode, propagate, score, write, commit, route.
+
+    A run that ends half-way leaves nothing that a reader sees; a run of work that is committed changes nothing.
+
+    Args:
+        video: local path or s3:// URL.
+        prompts: a prompt set, or where its file lies.
+        out: folder or s3:// prefix.
+        settings: of the run.
+        drop: Hive partition of the labels; the video's folder if None.
+        model: loaded before, for a run over several videos; loaded by name if None.
+        progress: called from the calling thread, about once a frame.
+    Returns: counts and where to look.
+    Raises:  MasksieveError: VideoError, PromptError, ModelError, HeadError, PropagationError, StorageError.
+    """
+    started, started_at = time.monotonic(), datetime.now(UTC)
+    report = progress or (lambda _: None)
+    found = find_prompts(prompts, video, settings.storage)
+    store = ObjectStore(out, settings.storage)
+    store.probe_conditional_put()  # an output that cannot be written is found before the work, not after it
+    ledger = Ledger(store)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(_scratch(settings)))
+        source = stack.enter_context(local_video(video, settings.storage, scratch))
+        info = probe_video(source.path, settings.decode)
+        found.validate(info)
+        loaded = model or load_model(
+            settings.model.name, device=settings.model.device, cache_dir=settings.model.cache_dir
+        )
+        bank = loaded.bank
+        if settings.score.bank is not None:
+            bank = load_bank(settings.score.bank, model_sha256=loaded.sha256)
+        heads_sha256 = None if bank is None else bank_sha256(bank)
+        config = facts_config(info, settings)
+        key = work_key(source.video_id, found.sha256, loaded.sha256, heads_sha256, config)
+        commit = ledger.newest(source.video_id)
+        fresh = commit is None or commit.work_key != key
+        if commit is None or fresh:
+            parent = 0 if commit is None else commit.generation
+            metadata = facts_metadata(info, loaded, heads_sha256, config)
+            run_id = uuid.uuid4().hex
+            files = _make_facts(
+                source, info, found, loaded, bank, settings, scratch, store, metadata,
+                drop=drop or default_drop(video), attempt_id=f"{parent + 1:06d}-{run_id[:12]}", report=report,
+            )  # fmt: skip
+            try:
+                commit = ledger.commit(
+                    source.video_id, parent=parent, work_key=key, video_uri=source.uri, drop=drop or default_drop(video),
+                    files=files, run_id=run_id, attempt=1, started_at=started_at,
+                )  # fmt: skip
+            except CommitConflict:
+                _discard(store, files)
+                raise
+        derived = _derive(store, ledger, commit, info, settings, scratch, report)
+        return _report(video, commit, derived, info, found, bank, settings, fresh, time.monotonic() - started)
+
+
+def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
+    """The settings that change facts, as JSON values: part of the work key and of the file metadata."""
+    return {
+        "decoder": info.decoder,
+        "reverse": settings.propagate.reverse,
+        "precision": settings.model.precision,
+        "candidates": settings.output.candidates,
+        "tokens": settings.output.tokens,
+    }
+
+
+def facts_metadata(
+    info: VideoInfo, loaded: LoadedModel, heads_sha256: str | None, config: dict[str, Any]
+) -> dict[str, Any]:
+    """File metadata of the facts: what made them, nothing of when or where."""
+    return {
+        "config": config,
+        "model": {"name": loaded.name, "sha256": loaded.sha256},
+        "heads_sha256": heads_sha256,
+        "decoder": {"name": info.decoder, "reason": info.decoder_reason},
+        "fps": info.fps,
+        "software": software_versions("torch", "sam2", "decord", "av", "pycocotools"),
+    }
+
+
+def bank_sha256(bank: HeadBank) -> str:
+    """Checksum of a bank's names and weights."""
+    digest = hashlib.sha256(repr(bank.names).encode())
+    for state in bank.states():
+        for name in sorted(state):
+            digest.update(state[name].detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _scratch(settings: Settings) -> tempfile.TemporaryDirectory[str]:
+    folder = settings.output.scratch_dir
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="masksieve-", dir=folder)
+    except OSError as error:
+        raise StorageError("a writable scratch folder", f"{folder}: {error.strerror}", "set output.scratch_dir") from error
+
+
+def _check_scratch(scratch: Path, rows: int) -> None:
+    need, free = rows * SCRATCH_BYTES_PER_ROW + SCRATCH_RESERVE_BYTES, shutil.disk_usage(scratch).free
+    if free < need:
+        raise DiskSpaceError(
+            f"{need / 1e6:.0f} MB of scratch for {rows} rows", f"{free / 1e6:.0f} MB at {scratch}",
+            "free space or set output.scratch_dir",
+        )  # fmt: skip
+
+
+def _make_facts(
+    source: LocalVideo,
+    info: VideoInfo,
+    prompts: PromptSet,
+    loaded: LoadedModel,
+    bank: HeadBank | None,
+    settings: Settings,
+    scratch: Path,
+    store: ObjectStore,
+    metadata: dict[str, Any],
+    *,
+    drop: str,
+    attempt_id: str,
+    report: Callable[[Progress], None],
+) -> list[FileRecord]:
+    """Run the stages and write the layers under the attempt's own keys; true only when committed."""
+    _check_scratch(scratch, info.num_frames * len(prompts.objects))
+    if settings.model.threads is not None:
+        torch.set_num_threads(settings.model.threads)
+    labels = {one.object_id: one.label for one in prompts.objects}
+    context = RowContext(source.video_id, source.uri, labels, info.height, info.width)
+    spools = Spools(settings, scratch)
+    files: list[FileRecord] = []
+    try:
+        run_stages(
+            info, prompts, loaded, bank, settings, context, spools, scratch,
+            lambda stage, done, total: report(Progress(stage, done, total)),
+        )  # fmt: skip
+        report(Progress("write", info.num_frames, info.num_frames))
+        layers = [("masks", MASKS, temporal.annotate(spools.masks.merged()))]
+        if spools.candidates is not None:
+            layers.append(("candidates", CANDIDATES, spools.candidates.merged()))
+        if spools.tokens is not None:
+            layers.append(("tokens", TOKENS, spools.tokens.merged()))
+        for layer, schema, batches in layers:
+            key = facts_key(layer, drop, source.video_id, attempt_id)
+            files.append(
+                write_facts(
+                    store, layer, key, batches, schema, metadata,
+                    row_group_rows=settings.output.row_group_rows, scratch_dir=scratch,
+                )  # fmt: skip
+            )
+    except BaseException:
+        _discard(store, files)
+        raise
+    finally:
+        spools.close()
+    return files
+
+
+def _discard(store: ObjectStore, files: list[FileRecord]) -> None:
+    """Remove facts that no commit will name; a failure here must not hide the first one."""
+    for file in files:
+        try:
+            store.delete(file.key)
+        except StorageError:
+            log.warning("left an orphan at %s", store.uri(file.key))
+
+
+def _derive(
+    store: ObjectStore,
+    ledger: Ledger,
+    commit: Commit,
+    info: VideoInfo,
+    settings: Settings,
+    scratch: Path,
+    report: Callable[[Progress], None],
+) -> Derived:
+    report(Progress("route", info.num_frames, info.num_frames))
+    return derive(
+        store,
+        ledger,
+        commit.video_id,
+        settings.policy,
+        images=(lambda stretches: write_review_images(stretches, store, commit, info, settings))
+        if settings.output.review_frames
+        else None,
+        row_group_rows=settings.output.row_group_rows,
+        scratch_dir=scratch,
+    )
+
+
+def _report(
+    video: str,
+    commit: Commit,
+    derived: Derived,
+    info: VideoInfo,
+    prompts: PromptSet,
+    bank: HeadBank | None,
+    settings: Settings,
+    fresh: bool,
+    wall_seconds: float,
+) -> VideoReport:
+    return VideoReport(
+        video=video,
+        video_id=commit.video_id,
+        status="labelled" if fresh or derived.status == "written" else "unchanged",
+        frames=info.num_frames,
+        objects=len(prompts.objects),
+        rows=derived.counts["rows"],
+        accepted=derived.counts["accept"],
+        review=derived.counts["review"],
+        hold=derived.counts["hold"],
+        absent=derived.counts["absent"],
+        untracked=derived.counts["untracked"],
+        wall_seconds=wall_seconds,
+        frames_per_second=info.num_frames / wall_seconds if wall_seconds > 0 else 0.0,
+        generation=commit.generation,
+        error=None,
+        labels_uri=derived.labels_uri,
+        review_uri=derived.review_uri,
+        certified=settings.policy.certified,
+        score_source="sam_score" if bank is None else "iou_tracked",
+    )
