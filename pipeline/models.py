@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ __all__ = [
     "ModelFile",
     "ModelRow",
     "ModelSpec",
+    "bank_folders",
     "build_model",
     "cache_root",
     "fetch",
@@ -281,22 +281,14 @@ def _fill(model: SAM2VideoPredictor, state: Mapping[str, Tensor], name: str, pat
     raise ModelError(f"the {len(own)} weights of {name} in {path}", "; ".join(problems), step)
 
 
+def bank_folders(cache_dir: Path | None = None) -> list[Path]:
+    """Where heads are looked for: the cache's `heads/` before the package's own."""
+    return [cache_root(cache_dir) / "heads", Path(__file__).resolve().parent / "nano" / "weights"]
+
+
 def _find_bank(sha256: str, cache_dir: Path | None) -> HeadBank | None:
-    """The heads made for these weights, or None.
+    """The heads made for exactly these weights, or None."""
+    from usam.weights import bank_path_for, load_bank
 
-    A bank is a safetensors file with a JSON card of the same stem whose `model_sha256` names the weights; the cache's
-    `heads/` folder comes before the package's own.
-    """
-    for folder in (cache_root(cache_dir) / "heads", Path(__file__).resolve().parent / "nano" / "weights"):
-        for card in sorted(folder.glob("*.json")):
-            try:
-                data = json.loads(card.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                logger.warning("skipped the card %s: %s", card, error)
-                continue
-            bank = card.with_suffix(".safetensors")
-            if isinstance(data, dict) and data.get("model_sha256") == sha256 and bank.is_file():
-                from usam.weights import load_bank
-
-                return load_bank(bank, model_sha256=sha256)
-    return None
+    path = bank_path_for(sha256, bank_folders(cache_dir))
+    return None if path is None else load_bank(path, model_sha256=sha256)

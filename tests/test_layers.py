@@ -56,6 +56,7 @@ def test_every_file_says_its_one_idea_first(package: str) -> None:
     "module", ["usam", "pipeline", "flows", "pipeline.errors", "pipeline.checkpoints", "pipeline.models"]
 )
 def test_importing_the_front_does_not_load_what_is_heavy(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'sam2', 'decord', 'pandas', 'prefect') if m in sys.modules])"
+    heavy = ("torch", "sam2", "decord", "pandas", "prefect")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

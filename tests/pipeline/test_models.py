@@ -1,4 +1,4 @@
-"""Models by name: built as upstream builds them, loaded whole or refused with the keys, Hydra's global state untouched."""
+"""Models by name: built as upstream builds them, loaded whole or refused with the keys, Hydra left alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from pipeline import models
 from pipeline.errors import ModelError
 from pipeline.models import build_model, load_model, resolve_device
+from usam.heads import HeadBank, HeadCard
+from usam.weights import install_path, save_bank
 
 SMALL = "sam2_nano"
 
@@ -101,6 +103,25 @@ def test_half_precision_safetensors_load_as_float32(nano_state: dict[str, torch.
 
 def test_a_model_without_heads_has_no_bank(nano_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     assert load_model(SMALL, weights=saved(nano_state, tmp_path / "mine.pt")).bank is None
+
+
+def test_heads_are_found_by_the_checksum_of_the_weights(nano_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    mine = saved(nano_state, tmp_path / "mine.pt")
+    other = saved({key: value + 1 for key, value in nano_state.items()}, tmp_path / "other.pt")
+    sha256 = models.file_sha256(mine)
+    cache = tmp_path / "cache"
+    card = HeadCard(model_name=SMALL, model_sha256=sha256, mask_token_offset=1, recipe={}, heldout={})
+    torch.manual_seed(0)
+    layers = {"layers.0": (8, 8), "layers.1": (8, 8), "layers.2": (1, 8)}
+    state = {f"{name}.weight": torch.randn(shape) for name, shape in layers.items()}
+    state |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in layers.items()}
+    bank = HeadBank(["iou_tracked"], [state], card)
+    save_bank(bank, install_path(SMALL, sha256, models.bank_folders(cache)[0]))
+    found = load_model(SMALL, weights=mine, cache_dir=cache).bank
+    assert found is not None
+    tokens = torch.randn(3, found.width)
+    assert torch.equal(found(tokens)["iou_tracked"], bank(tokens)["iou_tracked"])
+    assert load_model(SMALL, weights=other, cache_dir=cache).bank is None
 
 
 @pytest.mark.slow
