@@ -184,7 +184,8 @@ def _probe_container(path: Path, container: Any, settings: DecodeSettings) -> Vi
         raise VideoError("a file with a video stream", f"{path} with {only}", "name a video")
     codec = stream.codec_context
     if codec is None:
-        raise VideoError("a video codec that FFmpeg knows", f"{path} with an unknown one", "encode it as H.264")
+        got = f"{path} whose codec is unknown or cut off (a truncated copy?)"
+        raise VideoError("a video codec that FFmpeg knows", got, "copy or download it again, or encode it as H.264")
     _require_size(path, codec.width, codec.height, settings)
     scan = scan_packets(container, stream)
     if scan.packets - scan.discards <= 0:
@@ -237,7 +238,7 @@ def _require_whole(path: Path, container: Any, stream: Any, scan: PacketScan) ->
     """Refuse what the container itself contradicts: damaged packets, fewer packets than declared, an early end."""
     again = "copy or download it again, or encode it again"
     if scan.corrupt:
-        raise VideoError("an undamaged video", f"{path} with {scan.corrupt} damaged packets", again)
+        raise VideoError("an undamaged video", f"{path} with {scan.corrupt} damaged packets (a truncated copy?)", again)
     if stream.frames > 0:
         if stream.frames != scan.packets and stream.frames != _packets_behind_edits(path):
             expected = f"{stream.frames} frames as the file declares"

@@ -26,19 +26,20 @@ def write_video(
     rotation: int = 0,
     options: dict[str, str] | None = None,
     movflags: str = "",
+    noise: int = 60,
 ) -> Path:
     """A moving gradient with noise; every frame differs from every other."""
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 60, (height, width, 3))
+    ramp = np.linspace(0, 120, width).astype(np.uint8)[None, :, None]
+    picture = ramp + rng.integers(0, noise, (height, width, 3), np.uint8)
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream: Any = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         if rotation:
             stream.set_display_rotation(rotation)
         container.start_encoding()  # so that a video without frames has a header
-        ramp = np.linspace(0, 120, width)[None, :, None]
         for index in range(num_frames):
-            rgb = (ramp + noise + np.array([index * 5 % 70, index * 3 % 70, 20])).astype(np.uint8)
+            rgb = picture + np.array([index * 5 % 70, index * 3 % 70, 20], np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(rgb, index, axis=1), format="rgb24")))
         container.mux(stream.encode())
     return path
