@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +93,19 @@ class _ArrayFrame:
     rgb_hw3: NDArray[np.uint8]
 
 
+def session_on_clip(
+    model: Any, clip: Clip, prompts: PromptSet, *, keep_candidates: bool, keep_tokens: bool
+) -> Iterator[list[FrameResult]]:
+    """Propagate prompts through a clip that is in memory, frame by frame."""
+    count, height, width = clip.ids_thw.shape
+    frames = model_size_frames(clip.frames_thw3, model.image_size)
+    session = Session(
+        model, prompts, (height, width), count, reverse=False, keep_candidates=keep_candidates, keep_tokens=keep_tokens
+    )
+    session.prepare(lambda index: frames[index])
+    yield from session.forward(_ArrayFrame(i, frames[i]) for i in range(count))
+
+
 def follow(model: Any, clip: Clip, prompts: PromptSet, *, keep_tokens: bool = False) -> list[FollowedRow]:
     """Propagate the prompts through the clip and judge every mask.
 
@@ -101,14 +115,9 @@ def follow(model: Any, clip: Clip, prompts: PromptSet, *, keep_tokens: bool = Fa
         keep_tokens: leave the decoder's tokens on the rows (for training heads).
     Returns: rows by frame, then object.
     """
-    count, height, width = clip.ids_thw.shape
-    frames = model_size_frames(clip.frames_thw3, model.image_size)
-    session = Session(
-        model, prompts, (height, width), count, reverse=False, keep_candidates=True, keep_tokens=keep_tokens
-    )
-    session.prepare(lambda index: frames[index])
+    height, width = clip.ids_thw.shape[1:]
     rows = []
-    for results in session.forward(_ArrayFrame(i, frames[i]) for i in range(count)):
+    for results in session_on_clip(model, clip, prompts, keep_candidates=True, keep_tokens=keep_tokens):
         for result in results:
             truth = torch.from_numpy(clip.ids_thw[result.frame_index] == result.object_id)
             assert result.logits_hw is not None  # every object starts on frame 0
