@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,13 +201,20 @@ def _summed(parts: Sequence[tuple[list[float], list[bool]]]) -> Agreement:
     return Agreement(n, math.fsum(values) / n, sum(value >= 0.5 for value in values) / n, sum(absent) / n)
 
 
-def run_demo(out: Path, settings: Settings, *, progress: Callable[[str, Progress], None] | None = None) -> DemoReport:
+def run_demo(
+    out: Path,
+    settings: Settings,
+    *,
+    progress: Callable[[str, Progress], None] | None = None,
+    done: Callable[[VideoReport], None] | None = None,
+) -> DemoReport:
     """Make the drop, label it, hold it against the truth, draw the pictures.
 
     Args:
         out: folder for everything: drop/, labels/, show/.
         settings: as for label_video.
         progress: called with the clip's name and the job's progress.
+        done: called with each clip's report.
     Raises: MasksieveError as label_video does.
     """
     from pipeline.label import label_video
@@ -229,8 +237,10 @@ def run_demo(out: Path, settings: Settings, *, progress: Callable[[str, Progress
             settings,
             drop="demo",
             model=model,
-            progress=(lambda step, name=clip.name: progress(name, step)) if progress else None,
+            progress=partial(progress, clip.name) if progress else None,
         )
+        if done is not None:
+            done(report)
         labelled = read_labelled(str(labels), report.video_id, settings.storage)
         ious = true_ious(labelled.rows, clip.ids_thw)
         film = render_film(

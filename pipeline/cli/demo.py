@@ -40,7 +40,7 @@ def demo(
                 board.start(name)
             board.update(step)
 
-        report = run_demo(out, settings, progress=show)
+        report = run_demo(out, settings, progress=show, done=board.finish)
     told = results()
     told.print()
     told.print(summary_table(report.reports))

@@ -94,12 +94,12 @@ def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Label
 
 def _stretches(store: ObjectStore, video_id: str) -> pa.Table:
     """The representative row of each review stretch, most uncertain first."""
-    columns = ("review_id", "frame_index", "object_id", "uncertainty", "representative")
+    columns = ("review_id", "frame_index", "object_id", "uncertainty", "decision", "representative")
     tables = _read(store, "review", video_id, columns)
     if not tables:  # nothing was flagged
         return pa.table({name: [] for name in columns})
     table = pa.concat_tables(tables)
-    table = table.filter(table["representative"])
+    table = table.filter(pc.and_(table["representative"], pc.equal(table["decision"], "review")))  # not the audits
     worst = pc.fill_null(pc.cast(table["uncertainty"], pa.float64()), 1.0)
     return table.append_column("worst", worst).sort_by(
         [("worst", "descending"), ("frame_index", "ascending"), ("object_id", "ascending")]
