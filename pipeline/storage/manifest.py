@@ -112,15 +112,19 @@ class ParquetFile:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows. Raises DiskSpaceError if the scratch disk is full."""
-        self._waiting.append(batch)
-        self._waiting_rows += batch.num_rows
+        start = 0
+        while start < batch.num_rows:
+            part = batch.slice(start, self.row_group_rows - self._waiting_rows)
+            self._waiting.append(part)
+            self._waiting_rows += part.num_rows
+            start += part.num_rows
+            if self._waiting_rows == self.row_group_rows:
+                self._flush()
         self.rows += batch.num_rows
-        if self._waiting_rows >= self.row_group_rows:
-            self._flush(self._waiting_rows - self._waiting_rows % self.row_group_rows)
 
     def finish(self) -> None:
         """Write what is waiting and the footer."""
-        self._flush(self._waiting_rows)
+        self._flush()
         self._writer.close()
 
     def publish(self, store: ObjectStore, layer: str, key: str) -> FileRecord:
@@ -136,19 +140,19 @@ class ParquetFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileRecord(layer, key, self.rows, self.path.stat().st_size, digest)
 
-    def _flush(self, rows: int) -> None:
-        if not rows:
+    def _flush(self) -> None:
+        """Write what is waiting as one row group."""
+        if not self._waiting:
             return
         table = pa.Table.from_batches(self._waiting).combine_chunks().cast(self.schema)  # chunks would shape the pages
         try:
-            self._writer.write_table(table.slice(0, rows), row_group_size=self.row_group_rows)
+            self._writer.write_table(table, row_group_size=self.row_group_rows)
         except OSError as error:
             if error.errno == errno.ENOSPC or "No space left" in str(error):
                 got = f"a full disk at {self.path.parent}"
                 raise DiskSpaceError("room for the rows", got, "free space or set another scratch_dir") from error
             raise
-        rest = table.slice(rows)
-        self._waiting, self._waiting_rows = rest.to_batches(), rest.num_rows
+        self._waiting, self._waiting_rows = [], 0
 
     def __enter__(self) -> ParquetFile:
         return self
