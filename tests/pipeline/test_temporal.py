@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import rle, temporal
@@ -51,6 +51,7 @@ def test_untracked_rows_have_and_give_no_comparison() -> None:
     assert table["temporal_iou"].to_pylist() == [None, None, 1.0, None, None]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.none() | st.integers(0, SIDE)), min_size=1, max_size=30), st.integers(1, 7)
 )
