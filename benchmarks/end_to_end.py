@@ -14,19 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import av
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.demo import write_video
 from pipeline.label import label_video
 from pipeline.models import load_model
 from pipeline.nano.clips import render_clip
 from pipeline.prompts import load_prompts
 from pipeline.propagate import Session
+from pipeline.render.film import FilmWriter
 from pipeline.settings import Settings, load_settings
 from pipeline.video.probe import probe_video
 from pipeline.video.stream import FrameStream
@@ -115,7 +114,9 @@ def synthetic(folder: Path) -> Path:
     """A clip for machines without the shared ones."""
     clip = render_clip(7, frames=240, size=480)
     video = folder / "synthetic.mp4"
-    write_video(video, clip.frames_thw3, Fraction(25))
+    with FilmWriter(video, 25.0, quality=8) as film:
+        for frame in clip.frames_thw3:
+            film.append(frame)
     area = clip.ids_thw[0] == clip.object_ids[0]
     y, x = (int(v.mean()) for v in area.nonzero())
     video.with_name("synthetic.prompts.json").write_text(

@@ -164,6 +164,7 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
         "precision": settings.model.precision,
         "candidates": settings.output.candidates,
         "tokens": settings.output.tokens,
+        "chunk_frames": settings.score.chunk_frames,  # a batch of another size rounds the heads' outputs otherwise
     }
 
 
