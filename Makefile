@@ -44,15 +44,15 @@ $(VENV)/bin/python:
 # A stamp is as new as the files that say what to install, so an environment that is up to date is left alone.
 $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing masksieve into $(VENV) (one to four minutes)"
-	@$(BIN)/python -m pip install -qq --no-compile --editable .
+	@$(BIN)/python -m pip install -qq --editable .
 	@touch $@
 
 $(VENV)/.ready-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing masksieve into $(VENV) (one to four minutes)"
-	@$(BIN)/python -m pip install -qq --no-compile --editable '.[test]'
+	@$(BIN)/python -m pip install -qq --editable '.[test]'
 	@touch $@ $(VENV)/.ready
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing masksieve into $(VENV) (one to four minutes)"
-	@$(BIN)/python -m pip install -qq --no-compile --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@ $(VENV)/.ready-test $(VENV)/.ready
