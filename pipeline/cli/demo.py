@@ -46,14 +46,16 @@ def demo(
     told.print(summary_table(report.reports))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("against the truth")
-    for heading in ("masks", "mean true IoU", "IoU >= 0.5", "called absent"):
+    for heading in ("rows", "mean true IoU", "IoU >= 0.5", "called absent"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("[green]accepted[/]", *_figures(report.accepted))
     table.add_row("[red]flagged for review[/]", *_figures(report.flagged))
     table.add_row("all", *_figures(report.every), style="dim")
     told.print()
     told.print(table)
-    told.print(f"\ncoverage {percent(report.coverage)} of the masks were accepted without a person", soft_wrap=True)
+    told.print(
+        f"\ncoverage {percent(report.coverage)}: that share of all rows was accepted without a person", soft_wrap=True
+    )
     if not all(one.certified for one in report.reports):
         told.print("[yellow]uncertified[/]: the threshold rests on no evidence yet", soft_wrap=True)
     told.print("\nlook at")

@@ -15,7 +15,7 @@ from pipeline.errors import StorageError
 from pipeline.render.overlay import MaskView, draw_frame
 from pipeline.render.palette import decision_colour, font, object_colour
 
-_TILE, _GAP, _CAPTION = 280, 14, 78
+_TILE, _GAP, _CAPTION = 280, 14, 96
 _PAPER, _INK, _FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
 
 
@@ -25,9 +25,9 @@ class Tile:
 
     Args:
         picture_hw3: (H, W, 3) uint8, any size; fitted into its square.
-        heading: one bold line, for example "cup 1, frame 24".
-        value: the number at the right of the heading, for example "u 0.61".
-        lines: what is wrong, wrapped to two lines.
+        heading: one bold line, for example "1 cup".
+        value: the number at the right of the heading, for example "uncertainty 0.61".
+        lines: frame, then what is wrong; four wrapped lines are drawn.
         colour: the mark of the object.
     """
 
@@ -64,12 +64,11 @@ def make_tile(
     )
     picture = draw_frame(crop, [inside], scale=_TILE / max(crop.shape[:2]), tags=False)
     value = "" if view.uncertainty is None else f"uncertainty {view.uncertainty:.2f}"
-    lines = view.reasons or (("object absent",) if view.visibility == "absent" else ())
-    if true_iou is not None:
-        lines = (*lines, f"true IoU {true_iou:.2f}")
+    where = f"frame {frame_index}" + ("" if true_iou is None else f", true IoU {true_iou:.2f}")
+    lines = (where, *(view.reasons or (("object absent",) if view.visibility == "absent" else ())))
     return Tile(
         picture,
-        f"{source}{', ' if source else ''}{view.name}, frame {frame_index}",
+        f"{source}{', ' if source else ''}{view.name}",
         value,
         lines,
         object_colour(view.object_id),
@@ -91,7 +90,7 @@ def crop_box(mask_hw: NDArray[np.bool_], around_xyxy: Sequence[float] | None = N
         box = (float(around_xyxy[0]), float(around_xyxy[1]), float(around_xyxy[2]), float(around_xyxy[3]))
     else:
         return 0, 0, width, height
-    side = max(48.0, 2.0 * max(box[2] - box[0], box[3] - box[1]), 0.22 * max(height, width))
+    side = max(48.0, 2.0 * max(box[2] - box[0], box[3] - box[1]), 0.35 * max(height, width))
     wide, high = min(float(width), side), min(float(height), side)
     x0 = min(max(0.0, (box[0] + box[2] - wide) / 2), width - wide)
     y0 = min(max(0.0, (box[1] + box[3] - high) / 2), height - high)
@@ -148,7 +147,7 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: 
         font=font(13, bold=True),
     )
     draw.text((left + _TILE - value_width, y + 1), tile.value, fill=tile.edge, font=font(12))
-    for line, text in enumerate(_wrap(draw, tile.lines, 12, _TILE)[:3]):
+    for line, text in enumerate(_wrap(draw, tile.lines, 12, _TILE)[:4]):
         draw.text((left, y + 19 + line * 15), text, fill=_FAINT, font=font(12))
 
 

@@ -62,7 +62,7 @@ def test_a_contact_sheet_opens_with_and_without_tiles(tmp_path: Path) -> None:
     mask = np.zeros((120, 160), bool)
     view = MaskView(1, "cup", mask, "review", "absent", None, reasons=("object absent",))
     tile = make_tile(np.zeros((120, 160, 3), np.uint8), view, 3, around_xyxy=(10, 10, 40, 40))
-    assert tile.lines == ("object absent",)
+    assert tile.lines == ("frame 3", "object absent")
     full = draw_contact_sheet([tile] * 5, tmp_path / "full.png", title="t", note="n")
     none = draw_contact_sheet([], tmp_path / "none.png", title="t", note="n")
     with Image.open(full) as big, Image.open(none) as small:
