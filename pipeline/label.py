@@ -26,6 +26,7 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.review_images import write_review_images
+from pipeline.score import score_head
 from pipeline.settings import Settings
 from pipeline.source import LocalVideo, find_prompts, local_video
 from pipeline.stages import Spools, run_stages
@@ -59,7 +60,7 @@ class VideoReport:
         rows: frames x objects; accepted + review + hold = rows.
         absent, untracked: rows by visibility.
         certified: whether evidence stands behind the thresholds.
-        score_source: what uncertainty rests on: iou_tracked or sam_score.
+        score_source: what uncertainty rests on, see `pipeline.score.score_head`.
     """
 
     video: str
@@ -322,5 +323,5 @@ def _report(
         labels_uri=derived.labels_uri,
         review_uri=derived.review_uri,
         certified=settings.policy.certified,
-        score_source="sam_score" if bank is None else "iou_tracked",
+        score_source=score_head(bank),
     )

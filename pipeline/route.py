@@ -233,7 +233,10 @@ def _score(facts: pa.Table | pa.RecordBatch) -> tuple[Floats, Mask]:
     source = _strings(facts, "score_source")
     score = np.full(len(source), np.nan)
     for name in sorted(set(source) - {""}):
-        score = np.where(source == name, _floats(facts, name), score)
+        values = _floats(facts, name)
+        if name == "object_score":  # a logit of presence: an absent row is right with the probability of absence
+            values = 1 / (1 + np.exp(np.clip(values, -60, 60)))
+        score = np.where(source == name, values, score)
     return score, ~np.isfinite(score)
 
 

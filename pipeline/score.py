@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +14,19 @@ from usam.entropy import logits_entropy, stability
 from usam.heads import HeadBank
 from usam.targets import TRACKED_HEAD
 
-ScoreSource = Literal["iou_tracked", "sam_score", "object_score"]
+SIZES = ("tiny", "small", "base_plus", "large")
+
+
+def score_head(bank: HeadBank | None) -> str:
+    """The column that predicts the IoU of the deployed model's masks.
+
+    Args:    bank: its heads, or None.
+    Returns: `iou_tracked`; else the published head of the model's own size (`iou_tiny` for sam2.1_hiera_tiny); else `sam_score`.
+    """
+    if bank is None:
+        return "sam_score"
+    sized = [f"iou_{size}" for size in SIZES if bank.card.model_name.endswith(size)]
+    return next((name for name in (TRACKED_HEAD, *sized) if name in bank.heads), "sam_score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,7 @@ class ScoredResult:
         result: the mask.
         scores: every head's raw output by name; empty without a bank, for a given mask and when untracked.
         predicted_iou: in [0, 1]; `1 - predicted_iou` is the uncalibrated uncertainty. None if given or untracked.
-        score_source:  what `predicted_iou` is: the head `iou_tracked`; else SAM2's own score. Where the model says that
+        score_source:  what `predicted_iou` is, see `score_head`. Where the model says that
                        the object is absent there is no mask to score and it is "object_score": the model's probability
                        of absence, which is the expected IoU of an empty mask (1 if the truth is empty, else 0).
         stability, entropy_bits: of the low-resolution mask; None unless it is a predicted, visible mask.
@@ -35,7 +46,7 @@ class ScoredResult:
     result: FrameResult
     scores: dict[str, float] = field(default_factory=dict)
     predicted_iou: float | None = None
-    score_source: ScoreSource | None = None
+    score_source: str | None = None
     stability: float | None = None
     entropy_bits: float | None = None
 
@@ -52,7 +63,7 @@ class Scorer:
     def __init__(self, bank: HeadBank | None, chunk_frames: int = 16) -> None:
         if chunk_frames < 1:
             raise HeadError("chunk_frames of at least 1", str(chunk_frames), "correct score.chunk_frames")
-        self.bank, self.chunk_frames = bank, chunk_frames
+        self.bank, self.chunk_frames, self.source = bank, chunk_frames, score_head(bank)
 
     def score(self, frames: Iterable[list[FrameResult]]) -> Iterator[list[ScoredResult]]:
         """Score a pass.
@@ -105,16 +116,16 @@ class Scorer:
         return dict(zip(rows, numbers, strict=True))
 
     def _combine(self, result: FrameResult, scores: dict[str, float], shape: list[float] | None) -> ScoredResult:
-        predicted_iou, source = _prediction(result, scores)
+        predicted_iou, source = _prediction(result, scores, self.source)
         stable, entropy_bits = shape if shape is not None else (None, None)
         return ScoredResult(result, scores, predicted_iou, source, stable, entropy_bits)
 
 
-def _prediction(result: FrameResult, scores: dict[str, float]) -> tuple[float | None, ScoreSource | None]:
+def _prediction(result: FrameResult, scores: dict[str, float], source: str) -> tuple[float | None, str | None]:
     if result.sam_score is None:
         return None, None
     if result.visibility == "absent" and result.object_score is not None:
         return float(torch.sigmoid(torch.tensor(-result.object_score))), "object_score"
-    if TRACKED_HEAD in scores:
-        return scores[TRACKED_HEAD], "iou_tracked"
+    if source in scores:
+        return scores[source], source
     return min(max(result.sam_score, 0.0), 1.0), "sam_score"

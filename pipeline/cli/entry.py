@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli import demo, doctor, label, models, show
+from pipeline.cli import demo, doctor, label, models, show, usam
 from pipeline.cli.console import FAILED, USAGE, complain, one_line, results, start_logging
 from pipeline.errors import MasksieveError, ModelError, PromptError, SettingsError
 
@@ -26,6 +26,7 @@ app.command("show")(show.show)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(usam.app, name="usam")
 
 
 @app.callback()
