@@ -35,7 +35,7 @@ def save_bank(bank: HeadBank, path: Path) -> Path:
     card_path = path.with_suffix(".json")
     card_path.unlink(missing_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"format": FORMAT, "model_sha256": bank.card.model_sha256})
+    save_file(tensors, part, metadata={"format": FORMAT})  # two keys would be written in random order
     part.replace(path)
     part = card_path.with_name(card_path.name + ".part")
     part.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
