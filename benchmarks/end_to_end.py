@@ -8,6 +8,7 @@ process and its decoder together, for the clip and for the same clip looped five
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -62,7 +63,9 @@ def bare_seconds(video: Path, settings: Settings) -> float:
     with FrameStream(info, settings.decode, resize=loaded.image_size) as stream:
         frames = list(stream)
     started = time.perf_counter()
-    session = Session(loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False, keep_tokens=False)
+    session = Session(
+        loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False, keep_tokens=False
+    )
     session.prepare(lambda index: frames[index].rgb_hw3)
     for _ in session.forward(frames):
         pass
@@ -120,7 +123,9 @@ def synthetic(folder: Path) -> Path:
     area = clip.ids_thw[0] == clip.object_ids[0]
     y, x = (int(v.mean()) for v in area.nonzero())
     video.with_name("synthetic.prompts.json").write_text(
-        f'{{"version": 1, "objects": [{{"object_id": 1, "prompts": [{{"frame_index": 0, "points": [[{x}, {y}, 1]]}}]}}]}}'
+        json.dumps(
+            {"version": 1, "objects": [{"object_id": 1, "prompts": [{"frame_index": 0, "points": [[x, y, 1]]}]}]}
+        )
     )
     return video
 
@@ -141,11 +146,15 @@ def main() -> None:
         pairs = []
         for run in range(args.runs):
             pairs.append((bare_seconds(video, settings), whole_seconds(video, settings, folder / f"out{run}")))
-        table = Table(title=f"whole job over bare propagation: {video.name}, {info.num_frames} frames, {os.cpu_count()} cores")
+        table = Table(
+            title=f"whole job over bare propagation: {video.name}, {info.num_frames} frames, {os.cpu_count()} cores"
+        )
         for column in ("run", "bare s", "whole s", "ratio", "whole frames/s"):
             table.add_column(column, justify="right")
         for run, (bare, whole) in enumerate(pairs):
-            table.add_row(str(run), f"{bare:.2f}", f"{whole:.2f}", f"{whole / bare:.3f}", f"{info.num_frames / whole:.1f}")
+            table.add_row(
+                str(run), f"{bare:.2f}", f"{whole:.2f}", f"{whole / bare:.3f}", f"{info.num_frames / whole:.1f}"
+            )
         middle = statistics.median(whole / bare for bare, whole in pairs)
         fastest = statistics.median(info.num_frames / whole for _, whole in pairs)
         table.add_row("median", "", "", f"{middle:.3f}", f"{fastest:.1f}")

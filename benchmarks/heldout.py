@@ -1,4 +1,4 @@
-"""The exam of the embedded model: `python benchmarks/heldout.py [--weights FILE] [--clips N] [--generator module:function]`.
+"""The exam of the embedded model: `python benchmarks/heldout.py [--clips N] [--generator module:function]`.
 
 Prints a table per difficulty class and writes it as JSON. The exam itself is fixed in heldout.yaml.
 """
@@ -47,7 +47,9 @@ def check_fingerprint() -> None:
         digest.update(clip.frames_thw3.tobytes())
         digest.update(clip.ids_thw.tobytes())
     if digest.hexdigest() != EXAM["first_pixels_sha256"]:
-        sys.exit(f"expected exam pixels {EXAM['first_pixels_sha256'][:12]}, got {digest.hexdigest()[:12]}; restore clips.py")
+        sys.exit(
+            f"expected exam pixels {EXAM['first_pixels_sha256'][:12]}, got {digest.hexdigest()[:12]}; restore clips.py"
+        )
 
 
 def classes_of(clip: Clip, object_id: int, area_px: int) -> list[str]:
@@ -81,15 +83,25 @@ def _examine(seed: int) -> list[dict[str, Any]]:
         tracked = [None] * len(rows)
         if bank is not None:
             tracked = bank(torch.stack([row.result.tokens_2d for row in rows]))["iou_tracked"].tolist()
-        classes = {o.object_id: classes_of(clip, o.object_id, int(clip.mask(o.object_id)[0].sum())) for o in prompts.objects}
+        classes = {
+            o.object_id: classes_of(clip, o.object_id, int(clip.mask(o.object_id)[0].sum())) for o in prompts.objects
+        }
         for row, predicted in zip(rows, tracked, strict=True):
             out.append(
                 {
-                    "kind": kind, "seed": seed, "object": row.object_id, "frame": row.frame_index, "iou": row.iou,
-                    "best_of_3": row.best_of_3, "truth": row.truth_px > 0, "empty": row.empty,
-                    "sam_score": row.result.sam_score, "iou_tracked": predicted, "classes": classes[row.object_id],
+                    "kind": kind,
+                    "seed": seed,
+                    "object": row.object_id,
+                    "frame": row.frame_index,
+                    "iou": row.iou,
+                    "best_of_3": row.best_of_3,
+                    "truth": row.truth_px > 0,
+                    "empty": row.empty,
+                    "sam_score": row.result.sam_score,
+                    "iou_tracked": predicted,
+                    "classes": classes[row.object_id],
                     "object_score": row.result.object_score,
-                }  # fmt: skip
+                }
             )
     return out
 
@@ -99,7 +111,7 @@ def _pearson(a: list[float], b: list[float]) -> float:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The exam's figures over some rows. Tracked means are over rows of visible truth, each target weighted by its frames."""
+    """The exam's figures over some rows; tracked means are over rows of visible truth."""
 
     def mean(values: list[float]) -> float:
         return float(np.mean(values)) if values else float("nan")
@@ -139,7 +151,9 @@ def main() -> None:
         check_fingerprint()
     seeds = range(EXAM["seeds"]["first"], EXAM["seeds"]["first"] + args.clips)
     started = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(args.processes, _start, (args.weights, args.generator, args.model)) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        args.processes, _start, (args.weights, args.generator, args.model)
+    ) as pool:
         rows = [row for part in pool.imap(_examine, seeds, chunksize=4) for row in part]
     table_rows = {"all": figures(rows)}
     for name in sorted({c for r in rows for c in r["classes"]} - {"all"}):

@@ -92,7 +92,9 @@ class EncodeStage:
             rows = [row for _, results in chunk for one in results for row in candidate_rows(context, one)]
             self.writers.candidates.append(rows)
         if self.writers.tokens is not None:
-            self.writers.tokens.append([row for _, results in chunk for one in results for row in token_rows(context, one)])
+            self.writers.tokens.append(
+                [row for _, results in chunk for one in results for row in token_rows(context, one)]
+            )
 
 
 def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> dict[str, Any]:

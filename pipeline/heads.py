@@ -41,7 +41,9 @@ def import_heads(folder: Path, loaded: LoadedModel, settings: Settings) -> tuple
     bank = import_published(folder, card)
     width = 2 * int(loaded.model.hidden_dim)
     if bank.width != width:
-        raise HeadError(f"heads of width {width} for {loaded.name}", f"{bank.width}", "name the model they were trained for")
+        raise HeadError(
+            f"heads of width {width} for {loaded.name}", f"{bank.width}", "name the model they were trained for"
+        )
     return install(bank, loaded, settings), bank
 
 
@@ -51,8 +53,8 @@ def fit_heads(
     """Fit `iou_tracked` to a model from videos with truth, and install it.
 
     Args:
-        folder: `<stem>.mp4` (or any video), `<stem>.prompts.json` and `<stem>.truth.npz` with `ids_thw`: (T, H, W) uint8,
-            the object id seen at each pixel, 0 for none; ids as in the prompts. At least two videos.
+        folder: `<stem>.mp4` (or any video), `<stem>.prompts.json` and `<stem>.truth.npz` with `ids_thw`: (T, H, W)
+            uint8, the object id seen at each pixel, 0 for none; ids as in the prompts. At least two videos.
         loaded: the model.
         settings: decoding and cache.
         progress: told each video's name as it starts.
@@ -62,7 +64,9 @@ def fit_heads(
     truths = sorted(folder.glob(f"*{TRUTH_SUFFIX}"))
     if len(truths) < 2:
         raise HeadError(
-            f"at least two videos with {TRUTH_SUFFIX} in {folder}", str(len(truths)), "add videos with truth (docs/heads.md)"
+            f"at least two videos with {TRUTH_SUFFIX} in {folder}",
+            str(len(truths)),
+            "add videos with truth (docs/heads.md)",
         )
     rows = harvest(clip for truth in truths for clip in _truth_clip(truth, loaded, settings, progress))
     bank = fit_tracked(
@@ -82,7 +86,9 @@ def _truth_clip(
     stem = truth.name.removesuffix(TRUTH_SUFFIX)
     videos = [path for path in truth.parent.glob(f"{stem}.*") if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
-        raise HeadError(f"a video {stem}.mp4 beside {truth.name}", "none", "put the three files of a video side by side")
+        raise HeadError(
+            f"a video {stem}.mp4 beside {truth.name}", "none", "put the three files of a video side by side"
+        )
     progress(stem)
     info = probe_video(videos[0], settings.decode)
     prompts = load_prompts(truth.with_name(f"{stem}.prompts.json"))
@@ -100,7 +106,9 @@ def _truth_clip(
             loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False,
             precision=settings.model.precision,
         )  # fmt: skip
-        with FrameStream(info, settings.decode, resize=loaded.image_size, indices=session.conditioning_frames) as stream:
+        with FrameStream(
+            info, settings.decode, resize=loaded.image_size, indices=session.conditioning_frames
+        ) as stream:
             prompted = {frame.index: frame.rgb_hw3 for frame in stream}
         session.prepare(prompted.__getitem__)
         with FrameStream(info, settings.decode, resize=loaded.image_size) as stream:
@@ -114,5 +122,7 @@ def _read_ids(truth: Path) -> NDArray[np.uint8]:
         with np.load(truth, allow_pickle=False) as data:
             ids: NDArray[np.uint8] = data["ids_thw"]
     except (OSError, KeyError, ValueError) as error:
-        raise HeadError(f"an array ids_thw in {truth}", type(error).__name__, "write it with numpy.savez_compressed") from error
+        raise HeadError(
+            f"an array ids_thw in {truth}", type(error).__name__, "write it with numpy.savez_compressed"
+        ) from error
     return ids

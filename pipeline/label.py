@@ -147,8 +147,8 @@ def label_video(
             )  # fmt: skip
             try:
                 commit = ledger.commit(
-                    source.video_id, parent=parent, work_key=key, video_uri=source.uri, drop=drop or default_drop(video),
-                    files=files, run_id=run_id, attempt=1, started_at=started_at,
+                    source.video_id, parent=parent, work_key=key, video_uri=source.uri,
+                    drop=drop or default_drop(video), files=files, run_id=run_id, attempt=1, started_at=started_at,
                 )  # fmt: skip
             except CommitConflict:
                 _discard(store, files)
@@ -199,7 +199,9 @@ def _scratch(settings: Settings) -> tempfile.TemporaryDirectory[str]:
             folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix="masksieve-", dir=folder)
     except OSError as error:
-        raise StorageError("a writable scratch folder", f"{folder}: {error.strerror}", "set output.scratch_dir") from error
+        raise StorageError(
+            "a writable scratch folder", f"{folder}: {error.strerror}", "set output.scratch_dir"
+        ) from error
 
 
 def _check_scratch(scratch: Path, rows: int) -> None:
@@ -249,9 +251,15 @@ def _make_facts(
             key = facts_key(layer, drop, source.video_id, attempt_id)
             files.append(
                 write_facts(
-                    store, layer, key, batches, schema, metadata,
-                    row_group_rows=settings.output.row_group_rows, scratch_dir=scratch,
-                )  # fmt: skip
+                    store,
+                    layer,
+                    key,
+                    batches,
+                    schema,
+                    metadata,
+                    row_group_rows=settings.output.row_group_rows,
+                    scratch_dir=scratch,
+                )
             )
     except BaseException:
         _discard(store, files)

@@ -69,7 +69,8 @@ def write_review_images(
 
 def _view(row: Mapping[str, object], uncertainty: float | None) -> MaskView:
     height, width, counts = row["height"], row["width"], row["rle"]
-    assert isinstance(height, int) and isinstance(width, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     empty = np.zeros((height, width), dtype=bool)
     object_id = row["object_id"]
     assert isinstance(object_id, int)

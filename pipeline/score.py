@@ -21,7 +21,7 @@ def score_head(bank: HeadBank | None) -> str:
     """The column that predicts the IoU of the deployed model's masks.
 
     Args:    bank: its heads, or None.
-    Returns: `iou_tracked`; else the published head of the model's own size (`iou_tiny` for sam2.1_hiera_tiny); else `sam_score`.
+    Returns: `iou_tracked`; else the head of the model's own size (`iou_tiny` for sam2.1_hiera_tiny); else `sam_score`.
     """
     if bank is None:
         return "sam_score"

@@ -1,4 +1,4 @@
-"""Decode, device and encode as overlapped stages: one video's frames in, spooled rows out, memory bounded throughout."""
+"""Decode, device and encode as overlapped stages: a video's frames in, spooled rows out, memory bounded throughout."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ class Spools:
 
     def add_pass(self, name: str, *, descending: bool = False) -> PassWriters:
         """Writers of a next pass."""
-        sidecars = [spool and spool.add_pass(name, descending) for spool in (self.candidates, self.tokens)]
-        return PassWriters(self.masks.add_pass(name, descending), *sidecars)
+        candidates, tokens = (
+            None if spool is None else spool.add_pass(name, descending) for spool in (self.candidates, self.tokens)
+        )
+        return PassWriters(self.masks.add_pass(name, descending), candidates, tokens)
 
     def close(self) -> None:
         """Remove the scratch files."""
@@ -113,7 +115,9 @@ def _encoder(context: RowContext, writers: PassWriters, settings: Settings) -> E
     return EncodeStage(context, writers, settings.score.chunk_frames)
 
 
-def _take_head(stack: ExitStack, stream: FrameStream, scratch: Path, last: int, size: int, info: VideoInfo) -> Callable[[int], Frame]:
+def _take_head(
+    stack: ExitStack, stream: FrameStream, scratch: Path, last: int, size: int, info: VideoInfo
+) -> Callable[[int], Frame]:
     """Take frames 0..last from the stream; returns how to read them again (from scratch if there are several)."""
     if last == 0:
         first = next(stream, None)

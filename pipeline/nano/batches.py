@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.nano.pool import Shard
@@ -36,7 +37,11 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(
-            self.images_btchw.to(device), self.ids_bthw.to(device), self.clip_n.to(device), self.truth_nthw.to(device), self.times_t
+            self.images_btchw.to(device),
+            self.ids_bthw.to(device),
+            self.clip_n.to(device),
+            self.truth_nthw.to(device),
+            self.times_t,
         )
 
 
@@ -86,7 +91,10 @@ class Sampler:
 
     def images(self, count: int, targets: int, least_px: int) -> Batch:
         """`count` single frames with up to `targets` targets each (parts among them)."""
-        frames, ids, truth, rows = [], [], [], []
+        frames: list[NDArray[np.uint8]] = []
+        ids: list[NDArray[np.uint8]] = []
+        truth: list[NDArray[np.bool_]] = []
+        rows: list[int] = []
         while len(frames) < count:
             shard, clip = self._clip()
             t = int(self.rng.integers(shard.frames_nthw3.shape[1]))
@@ -107,7 +115,10 @@ class Sampler:
         """`count` clips of `steps` frames with one set of times; a share of them chosen because a target vanishes."""
         length = self.shards[0].frames_nthw3.shape[1]
         chosen, times = _pick_times(self.rng, length, steps)
-        frames, ids, truth, rows = [], [], [], []
+        frames: list[NDArray[np.uint8]] = []
+        ids: list[NDArray[np.uint8]] = []
+        truth: list[NDArray[np.bool_]] = []
+        rows: list[int] = []
         while len(frames) < count:
             vanish = self.rng.random() < vanish_share
             for _ in range(60):
@@ -133,7 +144,9 @@ class Sampler:
             ids.append(shard.ids_nthw[clip][chosen][cut])
         return self._batch(np.stack(frames), np.stack(ids), np.stack(truth), rows, times)
 
-    def _batch(self, frames: np.ndarray, ids: np.ndarray, truth: np.ndarray, rows: list[int], times: list[int]) -> Batch:
+    def _batch(
+        self, frames: np.ndarray, ids: np.ndarray, truth: np.ndarray, rows: list[int], times: list[int]
+    ) -> Batch:
         gain = self.rng.uniform(0.85, 1.15, (len(frames), 1, 1, 1, 3))
         order = self.rng.permutation(3)
         mixed = np.clip(frames[..., order] * gain, 0, 255).astype(np.uint8)

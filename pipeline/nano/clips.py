@@ -57,7 +57,8 @@ class Clip:
 
     def mask(self, object_id: int) -> NDArray[np.bool_]:
         """(T, H, W) bool, the visible pixels of one object, its part included."""
-        return self.ids_thw == object_id
+        seen: NDArray[np.bool_] = self.ids_thw == object_id
+        return seen
 
 
 @dataclass
@@ -121,7 +122,8 @@ def _shape(rng: np.random.Generator) -> Float32Array:
             for m in range(2, 5):
                 r += rng.uniform(0, 0.28 / (m - 1)) * np.cos(m * a + rng.uniform(0, 6.3))
         v = np.stack([r * np.cos(a), r * np.sin(a) * rng.uniform(0.5, 1.0)], 1)
-    return (v / np.linalg.norm(v, axis=1).max()).astype(np.float32)
+    unit: Float32Array = (v / np.linalg.norm(v, axis=1).max()).astype(np.float32)
+    return unit
 
 
 def _path(rng: np.random.Generator, frames: int, radius: float, fast: bool, exits: bool) -> Float32Array:
@@ -149,7 +151,8 @@ def _path(rng: np.random.Generator, frames: int, radius: float, fast: bool, exit
         out = -1.4 * radius - 0.02 if side % 2 == 0 else 1 + 1.4 * radius + 0.02
         axis = side // 2
         path[:, axis] = path[:, axis] * (1 - away) + out * away
-    return path.astype(np.float32)
+    result: Float32Array = path.astype(np.float32)
+    return result
 
 
 def _motion(rng: np.random.Generator, frames: int, radius: float) -> tuple[Float32Array, Float32Array]:
@@ -195,7 +198,9 @@ def _paint(canvas: Float32Array, thing: _Thing, t: int, size: int, ids: UInt8Arr
         g = n / (2.3 * r)
         ox, oy = x0 - centre[0], y0 - centre[1]
         affine = (g * c, g * s, n / 2 + g * (c * ox + s * oy), -g * s, g * c, n / 2 + g * (-s * ox + c * oy))
-        skin = texture.transform((int(x1 - x0), int(y1 - y0)), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+        skin = texture.transform(
+            (int(x1 - x0), int(y1 - y0)), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
+        )
         region = canvas[y0:y1, x0:x1]
         region += alpha[..., None] * (np.asarray(skin, np.float32) - region)
         solid = alpha > 0.5

@@ -104,8 +104,8 @@ def export(checkpoint: Path, weights: Path, config: str, clips: int, rounds: int
     """Write the weights, with the presence head's bias shifted to its operating point.
 
     SAM2 calls an object absent at a logit of 0 or less; training aims at no particular rate. The bias is shifted so that
-    at most `MOST_VISIBLE_CALLED_ABSENT` of the visible frames of validation clips are called absent. A shift changes what
-    the memory sees, so it is measured again after each move.
+    at most `MOST_VISIBLE_CALLED_ABSENT` of the visible validation frames are called absent. A shift changes what the
+    memory sees, so it is measured again after each move.
 
     Args:
         checkpoint: of a training run.
@@ -123,7 +123,10 @@ def export(checkpoint: Path, weights: Path, config: str, clips: int, rounds: int
         facts["absent_recognised"] = float((gone <= 0).mean())
         facts["visible_called_absent"] = float((seen <= 0).mean())
         shift = -float(np.quantile(seen, MOST_VISIBLE_CALLED_ABSENT))
-        log.info("presence: absent recognised %(absent_recognised).3f, visible called absent %(visible_called_absent).3f", facts)
+        log.info(
+            "presence: absent recognised %(absent_recognised).3f, visible called absent %(visible_called_absent).3f",
+            facts,
+        )
         if abs(shift) < 0.05:
             break
         log.info("presence: bias shifted by %+.3f", shift)

@@ -124,7 +124,10 @@ def follow(model: Any, clip: Clip, prompts: PromptSet, *, keep_tokens: bool = Fa
             stack = result.logits_hw[None]
             if result.frame_index == 0 and result.candidates_3hw is not None:
                 stack = torch.cat([stack, result.candidates_3hw])
-            masks = F.interpolate(stack[:, None].float(), size=(height, width), mode="bilinear", align_corners=False)[:, 0] > 0
+            masks = (
+                F.interpolate(stack[:, None].float(), size=(height, width), mode="bilinear", align_corners=False)[:, 0]
+                > 0
+            )
             union = (masks | truth).sum((1, 2))
             ious = torch.where(union > 0, (masks & truth).sum((1, 2)) / union.clamp_min(1), 1.0).tolist()
             rows.append(

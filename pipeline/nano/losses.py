@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class DenseHeads(nn.Module):
-    """Auxiliary 1x1 heads on every FPN level: foreground, border, offset to the instance's centre. Used in training only.
+    """Auxiliary 1x1 heads on every FPN level: foreground, border, offset to the centre. Used in training only.
 
-    Without them the encoder learns nothing for the first hundreds of steps: the decoder's gradient is too weak a teacher.
+    Without them the encoder learns nothing for hundreds of steps: the decoder's gradient is too weak a teacher.
     """
 
     def __init__(self, width: int, levels: int = 3) -> None:

@@ -26,12 +26,13 @@ def orthogonalize(matrix_mn: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    result: Tensor = x.T if tall else x
+    return result
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon should update this parameter: dense layers and ordinary convolutions, not embeddings or depth-wise filters."""
-    if "embed" in name and "patch_embed" not in name and "embeddings" in name or name.endswith("_token.weight"):
+    """Whether Muon should update it: dense layers and ordinary convolutions, not embeddings or depth-wise filters."""
+    if ("embed" in name and "patch_embed" not in name and "embeddings" in name) or name.endswith("_token.weight"):
         return False
     if name.endswith(("mask_tokens.weight", "pos_embed", "pos_embed_window", "maskmem_tpos_enc")):
         return False
@@ -46,12 +47,18 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate.
         momentum: Nesterov momentum.
         weight_decay: decoupled.
-        rank, world: the work of orthogonalising is shared; each rank does every world-th matrix and the updates are summed.
+        rank, world: orthogonalising is shared: each rank does every world-th matrix, the updates are summed.
     Source: Muon with the RMS matching of Liu et al. 2025 (0.2 * sqrt(max(m, n))).
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.03, rank: int = 0, world: int = 1
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.03,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.rank, self.world = rank, world

@@ -47,7 +47,11 @@ def render_shard(folder: Path, index: int, *, clips: int, frames: int, size: int
     if done.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = {"frames": (clips, frames, size, size, 3), "ids": (clips, frames, size, size), "parts": (clips, frames, size, size)}
+    shapes = {
+        "frames": (clips, frames, size, size, 3),
+        "ids": (clips, frames, size, size),
+        "parts": (clips, frames, size, size),
+    }
     out = {
         name: np.lib.format.open_memmap(folder / f"shard-{index:04d}.{name}.npy", "w+", np.uint8, shape)
         for name, shape in shapes.items()

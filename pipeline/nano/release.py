@@ -82,7 +82,11 @@ def main() -> None:
     card = {
         "model": args.config,
         "sha256": file_sha256(weights),
-        "training": {**facts, "recipe": json.loads(recipe.read_text()) if recipe.exists() else None, "mix": DEFAULT_MIX},
+        "training": {
+            **facts,
+            "recipe": json.loads(recipe.read_text()) if recipe.exists() else None,
+            "mix": DEFAULT_MIX,
+        },
         "made_by": [
             f"python -m pipeline.nano.train --config {args.config}",
             f"python -m pipeline.nano.release --config {args.config}",

@@ -1,4 +1,4 @@
-"""Heads for a model: published-style folders imported, `iou_tracked` fitted from videos with truth; both found afterwards."""
+"""Heads for a model: published-style folders imported, `iou_tracked` fitted from truth; both found afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def _published(folder: Path, width: int, *names: str) -> Path:
     for name in names:
         layers = [torch.nn.Linear(width, width), torch.nn.Linear(width, width), torch.nn.Linear(width, 1)]
         (folder / name).mkdir(parents=True)
-        state = {f"layers.{i}.{kind}": getattr(layer, kind).data for i, layer in enumerate(layers) for kind in ("weight", "bias")}
+        state = {
+            f"layers.{i}.{kind}": getattr(layer, kind).data
+            for i, layer in enumerate(layers)
+            for kind in ("weight", "bias")
+        }
         torch.save(state, folder / name / "model.pth")
     return folder
 
@@ -43,7 +47,8 @@ def test_imported_heads_are_found_with_the_model_and_fed_as_published(
     width = 2 * nano.model.hidden_dim
     import_heads(_published(tmp_path / "heads", width, "iou_tiny", "model_gap"), nano, settings)
     again = load_model("sam2_nano", cache_dir=tmp_path / "cache")
-    assert again.bank is not None and again.bank.heads == ("iou_tiny", "model_gap")
+    assert again.bank is not None
+    assert again.bank.heads == ("iou_tiny", "model_gap")
     assert again.bank.mask_token_offset == 0
     assert score_head(again.bank) == "sam_score"  # sam2_nano is none of the published sizes
 
@@ -70,7 +75,8 @@ def test_a_bank_is_fitted_from_videos_with_truth_in_one_command(
     assert exited.value.code == 0
     assert "installed iou_tracked for sam2_nano" in capsys.readouterr().out
     loaded = load_model("sam2_nano", cache_dir=tmp_path / "cache")
-    assert loaded.bank is not None and loaded.bank.card.recipe["videos_given"] == 3
+    assert loaded.bank is not None
+    assert loaded.bank.card.recipe["videos_given"] == 3
     assert score_head(loaded.bank) == "iou_tracked"
 
 

@@ -1,4 +1,4 @@
-"""The main job, whole: exact rows, a no-op second run, byte-identical files, nothing left by a run that ends half-way."""
+"""The main job, whole: exact rows, a no-op second run, identical bytes, nothing left by a run that ends half-way."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def drop(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> Path:
     return folder
 
 
-def _label(drop: Path, out: Path | str, model: LoadedModel, settings: Settings | None = None, **more: Any) -> VideoReport:
+def _label(
+    drop: Path, out: Path | str, model: LoadedModel, settings: Settings | None = None, **more: Any
+) -> VideoReport:
     return label_video(
         str(drop / "clip.mp4"), drop / "clip.prompts.json", str(out), settings or load_settings(), model=model, **more
     )
@@ -115,12 +117,17 @@ def test_a_late_object_is_reached_backwards_and_a_given_mask_is_not_scored(
     rows = _rows(labelled[0])
     late = rows[rows.object_id == 2].set_index("frame_index")
     assert (late.loc[:4].direction == "reverse").all()
-    assert late.loc[5].direction == "none" and late.loc[5].prompted == "box"
+    assert late.loc[5].direction == "none"
+    assert late.loc[5].prompted == "box"
     assert (late.loc[6:].direction == "forward").all()
     assert (late.visibility != "untracked").all()
     given = rows[(rows.object_id == 3) & (rows.frame_index == 3)].iloc[0]
-    assert given.prompted == "mask" and given.decision == "accept" and list(given.reasons) == ["given"]
-    assert pd.isna(given.sam_score) and pd.isna(given.iou_tracked) and pd.isna(given.uncertainty)
+    assert given.prompted == "mask"
+    assert given.decision == "accept"
+    assert list(given.reasons) == ["given"]
+    assert pd.isna(given.sam_score)
+    assert pd.isna(given.iou_tracked)
+    assert pd.isna(given.uncertainty)
 
 
 def test_without_a_reverse_pass_frames_before_the_prompt_are_untracked_and_held(
@@ -129,14 +136,17 @@ def test_without_a_reverse_pass_frames_before_the_prompt_are_untracked_and_held(
     report = _label(drop, tmp_path, nano, load_settings(None, {"propagate.reverse": False}))
     rows = _rows(tmp_path)
     before = rows[(rows.object_id == 2) & (rows.frame_index < 5)]
-    assert (before.visibility == "untracked").all() and (before.decision == "hold").all()
-    assert before.rle.isna().all() and report.untracked == 5 + 3
+    assert (before.visibility == "untracked").all()
+    assert (before.decision == "hold").all()
+    assert before.rle.isna().all()
+    assert report.untracked == 5 + 3
 
 
 def test_masks_are_coco_rle_with_true_area_and_box(labelled: tuple[Path, VideoReport]) -> None:
     for row in _rows(labelled[0]).itertuples():
         mask = coco.decode({"size": [row.height, row.width], "counts": row.rle})
-        assert mask.shape == (160, 160) and int(mask.sum()) == row.area_px
+        assert mask.shape == (160, 160)
+        assert int(mask.sum()) == row.area_px
         if row.area_px:
             ys, xs = np.nonzero(mask)
             assert list(row.bbox_xyxy) == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
@@ -149,7 +159,9 @@ def test_the_same_rows_through_pandas_pyarrow_and_duckdb(labelled: tuple[Path, V
     out, report = labelled
     table = ds.dataset(out / "labels", partitioning="hive").to_table()
     glob = str(out / "labels/**/*.parquet")
-    counted = duckdb.sql(f"select count(*), count(distinct frame_index) from read_parquet('{glob}', hive_partitioning=true)")
+    counted = duckdb.sql(
+        f"select count(*), count(distinct frame_index) from read_parquet('{glob}', hive_partitioning=true)"
+    )
     assert counted.fetchall() == [(report.rows, FRAMES)]
     assert table.num_rows == report.rows == len(_rows(out))
     assert set(table["drop"].to_pylist()) == {report.labels_uri.split("drop=")[1].split("/")[0]}
@@ -159,9 +171,13 @@ def test_a_second_run_is_a_no_op_and_another_place_gets_the_same_bytes(
     drop: Path, nano: LoadedModel, tmp_path: Path
 ) -> None:
     first = _label(drop, tmp_path / "a", nano)
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "a").rglob("*") if path.is_file()
+    }
     again = _label(drop, tmp_path / "a", nano)
-    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    after = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "a").rglob("*") if path.is_file()
+    }
     assert (first.status, again.status) == ("labelled", "unchanged")
     assert before == after
     _label(drop, tmp_path / "b", nano, load_settings(None, {"decode.queue_frames": 3}))
@@ -178,10 +194,9 @@ def test_new_prompts_make_a_new_generation_and_readers_see_only_it(
     fewer = json.loads((drop / "clip.prompts.json").read_text())
     fewer["objects"] = fewer["objects"][:1]
     (tmp_path / "fewer.json").write_text(json.dumps(fewer))
-    report = label_video(
-        str(drop / "clip.mp4"), tmp_path / "fewer.json", str(tmp_path), load_settings(), model=nano
-    )
-    assert report.generation == 2 and len(_rows(tmp_path)) == FRAMES
+    report = label_video(str(drop / "clip.mp4"), tmp_path / "fewer.json", str(tmp_path), load_settings(), model=nano)
+    assert report.generation == 2
+    assert len(_rows(tmp_path)) == FRAMES
     assert len(list((tmp_path / "masks").rglob("*.parquet"))) == 2  # facts are immutable
 
 
@@ -192,7 +207,8 @@ def test_a_new_policy_re_decides_without_the_model(
     _label(drop, tmp_path, nano)
     monkeypatch.setattr(pipeline.label, "run_stages", lambda *_: pytest.fail("the model ran again"))
     report = _label(drop, tmp_path, nano, strict)
-    assert report.status == "labelled" and report.generation == 1
+    assert report.status == "labelled"
+    assert report.generation == 1
     assert report.accepted == 1  # the given mask alone
 
 
@@ -227,9 +243,11 @@ def test_an_orphan_that_could_not_commit_shows_no_reader_anything(
     monkeypatch.setattr("pipeline.ledger.Ledger.commit", die)
     with pytest.raises(StorageError):
         _label(drop, tmp_path, nano)
-    assert not list(tmp_path.rglob("labels/**/*.parquet")) and not list(tmp_path.rglob("review/**/*.parquet"))
+    assert not list(tmp_path.rglob("labels/**/*.parquet"))
+    assert not list(tmp_path.rglob("review/**/*.parquet"))
     monkeypatch.undo()
-    assert _label(drop, tmp_path, nano).status == "labelled" and len(_rows(tmp_path)) == FRAMES * 3
+    assert _label(drop, tmp_path, nano).status == "labelled"
+    assert len(_rows(tmp_path)) == FRAMES * 3
 
 
 @pytest.mark.slow
@@ -273,9 +291,7 @@ def _wait_until(done: Any, seconds: float = 20.0) -> None:
         time.sleep(0.1)
 
 
-def test_review_rows_point_to_pictures_of_their_worst_frame(
-    drop: Path, nano: LoadedModel, tmp_path: Path
-) -> None:
+def test_review_rows_point_to_pictures_of_their_worst_frame(drop: Path, nano: LoadedModel, tmp_path: Path) -> None:
     from PIL import Image
 
     _label(drop, tmp_path, nano, load_settings(None, {"policy.max_uncertainty": 0.0}))
@@ -327,14 +343,16 @@ def test_a_model_without_heads_is_scored_by_its_own_score(drop: Path, nano: Load
     report = _label(drop, tmp_path, dataclasses.replace(nano, bank=None))
     rows = _rows(tmp_path)
     scored = rows[(rows.score_source == "sam_score") & (rows.visibility == "visible")]
-    assert report.score_source == "sam_score" and not report.certified and len(scored)
+    assert report.score_source == "sam_score"
+    assert not report.certified
+    assert len(scored)
     assert scored.uncertainty.to_numpy() == pytest.approx(1 - scored.sam_score.to_numpy(), abs=1e-6)
 
 
 @pytest.fixture
 def rclone_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MASKSIEVE_LEDGER", str(tmp_path / "ledger.sqlite"))
-    yield
+    return
 
 
 @pytest.mark.slow
@@ -371,4 +389,5 @@ def _without_uri(data: bytes, scratch: Path) -> list[dict[str, Any]]:
 
 def test_every_refusal_is_a_masksieve_error_with_a_next_step() -> None:
     error = PromptError("a", "b", "c")
-    assert isinstance(error, MasksieveError) and str(error) == "expected a, got b; c"
+    assert isinstance(error, MasksieveError)
+    assert str(error) == "expected a, got b; c"
