@@ -9,10 +9,11 @@ import argparse
 import hashlib
 import importlib
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,13 @@ def main() -> None:
         check_fingerprint()
     seeds = range(EXAM["seeds"]["first"], EXAM["seeds"]["first"] + args.clips)
     started = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(
-        args.processes, _start, (args.weights, args.generator, args.model)
+    with ProcessPoolExecutor(
+        args.processes,
+        mp_context=get_context("spawn"),
+        initializer=_start,
+        initargs=(args.weights, args.generator, args.model),
     ) as pool:
-        rows = [row for part in pool.imap(_examine, seeds, chunksize=4) for row in part]
+        rows = [row for part in pool.map(_examine, seeds, chunksize=4) for row in part]
     table_rows = {"all": figures(rows)}
     for name in sorted({c for r in rows for c in r["classes"]} - {"all"}):
         table_rows[name] = figures([r for r in rows if name in r["classes"]])

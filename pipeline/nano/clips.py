@@ -216,7 +216,7 @@ def _make_things(
 ) -> list[_Thing]:
     """The scene's objects and occluders, back to front."""
     ground_mean = np.asarray(ground, np.float32).mean((0, 1))
-    n_tex = max(64, size // 2)
+    n_tex = min(max(64, size // 2), ground.width)
     things: list[_Thing] = []
     count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.35, 0.25, 0.15]))
     if "twin" in tags:

@@ -103,7 +103,7 @@ def presence_scores(config: str, weights: Path, clips: int) -> tuple[NDArray[np.
 def export(checkpoint: Path, weights: Path, config: str, clips: int, rounds: int = 2) -> dict[str, float]:
     """Write the weights, with the presence head's bias shifted to its operating point.
 
-    SAM2 calls an object absent at a logit of 0 or less; training aims at no particular rate. The bias is shifted so that
+    SAM2 calls an object absent at a logit of 0 or less; training aims at no rate. The bias is shifted so that
     at most `MOST_VISIBLE_CALLED_ABSENT` of the visible validation frames are called absent. A shift changes what the
     memory sees, so it is measured again after each move.
 
