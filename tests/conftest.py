@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
-MAY_BE_MISSING = ("gpu", "cuda")
+MAY_BE_MISSING = ("gpu", "cuda", "real clips")
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def own_model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _not_on_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip into a failure on CI, unless it is for want of a GPU."""
+    """Turn a skip into a failure on CI, unless it is for want of a GPU or of the real clips."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     if ON_CI and report.skipped and not hasattr(report, "wasxfail"):
         if any(word in reason.lower() for word in MAY_BE_MISSING):

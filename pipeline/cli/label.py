@@ -165,5 +165,10 @@ def tell(reports: list[VideoReport], out: str) -> None:
         sources = sorted({report.score_source for report in done if report.score_source})
         based = f"uncertainty is 1 - {' or '.join(sources)}; " if sources else ""
         console.print(f"[yellow]uncertified[/]: {based}the thresholds rest on no evidence yet", soft_wrap=True)
+        if "sam_score" in sources:
+            console.print(
+                "this model has no uncertainty heads: masksieve usam import DIR, or masksieve usam fit DIR (docs/heads.md)",
+                soft_wrap=True,
+            )
     console.print(f"labels and review list: {escape(out)}", soft_wrap=True)
     console.print(f"look at one: masksieve show VIDEO --labels {escape(out)}", soft_wrap=True)

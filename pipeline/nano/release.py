@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Literal
 
-from pipeline.checkpoints import file_sha256
+from pipeline.checkpoints import file_sha256, model_spec
 from pipeline.nano.clips import DEFAULT_MIX, render_clip
 from pipeline.nano.export import MIN_AREA_PX, export, open_weights, over_clips, worker_model
 from pipeline.nano.follow import first_frame_prompts, session_on_clip
@@ -67,6 +68,13 @@ def fit_heads(config: str, weights: Path, clips: int, folder: Path) -> Path:
     return save_bank(bank, weights.with_name(f"{config}-heads.safetensors"))
 
 
+def pin(config: str, sha256: str) -> None:
+    """Write the weights' checksum into the model's configuration, which every load verifies."""
+    path = model_spec(config).config
+    text = re.sub(r"(?m)^sha256: .*\n", "", path.read_text())
+    path.write_text(re.sub(r"(?m)^model:", f"sha256: {sha256}\nmodel:", text, count=1))
+
+
 def main() -> None:
     """Export, fit, write cards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,6 +102,7 @@ def main() -> None:
         "exam": "benchmarks/heldout.yaml, figures in docs/model-card.md",
     }
     weights.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+    pin(args.config, str(card["sha256"]))
     bank = fit_heads(args.config, weights, args.head_clips, args.checkpoint.parent)
     log.info("wrote %s and %s", weights, bank)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.models import build_model
@@ -39,6 +40,7 @@ class Recipe:
         images, clips: batch sizes per process.
         lr: peak learning rate of Muon and AdamW alike.
         image_share: share of the time spent on single images before videos join.
+        start: weights to begin from instead of random ones (a .safetensors file, for example the shipped one).
     """
 
     config: str = "sam2_nano"
@@ -55,6 +57,7 @@ class Recipe:
     ema: float = 0.998
     image_share: float = 0.3
     warmup_steps: int = 60
+    start: str | None = None
 
 
 def schedule(recipe: Recipe, progress: float, step: int) -> float:
@@ -71,7 +74,10 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         self.model = build_model(recipe.config)
-        initialise(self.model)
+        if recipe.start:
+            self.model.load_state_dict(load_file(recipe.start))
+        else:
+            initialise(self.model)
         self.model.requires_grad_(True).to(self.device).train()
         self.dense = DenseHeads(self.model.hidden_dim).to(self.device)
         self.params = {
@@ -224,13 +230,22 @@ def main() -> None:
     parser.add_argument("--config", default="sam2_nano")
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--start", help="weights to begin from, where there is no checkpoint in --out")
+    parser.add_argument("--image-share", type=float, default=Recipe.image_share)
     parser.add_argument("--shards", type=int, default=Recipe.shards)
     parser.add_argument(
         "--processes", type=int, default=1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
     )
     parser.add_argument("--role", default="main", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    recipe = Recipe(config=args.config, minutes=args.minutes, seed=args.seed, shards=args.shards)
+    recipe = Recipe(
+        config=args.config,
+        minutes=args.minutes,
+        seed=args.seed,
+        shards=args.shards,
+        start=args.start,
+        image_share=args.image_share,
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     if args.role.startswith("rank"):
         _worker(recipe, args.out, int(args.role[4:]), args.processes)

@@ -349,6 +349,39 @@ def test_a_model_without_heads_is_scored_by_its_own_score(drop: Path, nano: Load
     assert scored.uncertainty.to_numpy() == pytest.approx(1 - scored.sam_score.to_numpy(), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_real_size_model_without_heads_runs_and_says_how_to_get_them(
+    drop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights in the place of a downloaded checkpoint: the architecture, the cache and the job are real."""
+    import torch
+
+    from pipeline.checkpoints import model_spec, weights_path
+    from pipeline.cli import main
+    from pipeline.models import build_model
+
+    torch.manual_seed(0)
+    place = weights_path(model_spec("sam2.1_hiera_tiny"), tmp_path / "cache")
+    place.parent.mkdir(parents=True)
+    torch.save({"model": build_model("sam2.1_hiera_tiny").state_dict()}, place)
+    clip = render_clip(SEED, frames=3, size=160)
+    with FilmWriter(tmp_path / "short.mp4", 25.0, quality=8) as film:
+        for frame in clip.frames_thw3:
+            film.append(frame)
+    prompts = {"version": 1, "objects": [{"object_id": 1, "prompts": [{"frame_index": 0, "points": [[80, 80, 1]]}]}]}
+    (tmp_path / "short.prompts.json").write_text(json.dumps(prompts))
+    words = ["label", tmp_path / "short.mp4", "--out", tmp_path / "out", "--model", "sam2.1_hiera_tiny"]
+    with pytest.raises(SystemExit) as exited:
+        main([*map(str, words), "--set", f"model.cache_dir={tmp_path / 'cache'}"])
+    assert exited.value.code == 0
+    said = capsys.readouterr().out
+    assert "uncertified" in said
+    assert "masksieve usam fit" in said
+    rows = _rows(tmp_path / "out")
+    assert len(rows) == 3
+    assert set(rows.score_source) <= {"sam_score", "object_score"}
+
+
 @pytest.fixture
 def rclone_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MASKSIEVE_LEDGER", str(tmp_path / "ledger.sqlite"))
