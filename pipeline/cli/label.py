@@ -167,7 +167,7 @@ def tell(reports: list[VideoReport], out: str) -> None:
         console.print(f"[yellow]uncertified[/]: {based}the thresholds rest on no evidence yet", soft_wrap=True)
         if "sam_score" in sources:
             console.print(
-                "this model has no uncertainty heads: masksieve usam import DIR, or masksieve usam fit DIR (docs/heads.md)",
+                "this model has no uncertainty heads: see masksieve usam import, masksieve usam fit (docs/heads.md)",
                 soft_wrap=True,
             )
     console.print(f"labels and review list: {escape(out)}", soft_wrap=True)
