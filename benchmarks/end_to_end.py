@@ -21,7 +21,7 @@ import av
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.label import label_video
+from pipeline.label import label_video, torch_threads
 from pipeline.models import load_model
 from pipeline.nano.clips import render_clip
 from pipeline.prompts import load_prompts
@@ -66,9 +66,10 @@ def bare_seconds(video: Path, settings: Settings) -> float:
     session = Session(
         loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False, keep_tokens=False
     )
-    session.prepare(lambda index: frames[index].rgb_hw3)
-    for _ in session.forward(frames):
-        pass
+    with torch_threads(settings, loaded):  # the same thread count on both sides
+        session.prepare(lambda index: frames[index].rgb_hw3)
+        for _ in session.forward(frames):
+            pass
     return time.perf_counter() - started
 
 

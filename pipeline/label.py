@@ -8,8 +8,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -38,6 +38,7 @@ from usam.weights import load_bank
 
 log = logging.getLogger(__name__)
 
+SMALL_IMAGE_PX = 256
 SCRATCH_BYTES_PER_ROW = 4096  # generous: a row of facts with its run lengths takes about 1 kB
 SCRATCH_RESERVE_BYTES = 64 << 20
 
@@ -157,6 +158,22 @@ def label_video(
         return _report(video, commit, derived, info, found, bank, settings, fresh, time.monotonic() - started)
 
 
+@contextmanager
+def torch_threads(settings: Settings, loaded: LoadedModel) -> Iterator[None]:
+    """Torch's thread count for the device stage, as it was afterwards.
+
+    Unless the settings name a number, a small model on the CPU gets one thread: its operations are too short to share,
+    and waiting threads take the cores from the decoder and the encoder.
+    """
+    before = torch.get_num_threads()
+    small = loaded.device == "cpu" and loaded.image_size <= SMALL_IMAGE_PX
+    torch.set_num_threads(settings.model.threads or (1 if small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
     """The settings that change facts, as JSON values: part of the work key and of the file metadata."""
     return {
@@ -230,17 +247,16 @@ def _make_facts(
 ) -> list[FileRecord]:
     """Run the stages and write the layers under the attempt's own keys; true only when committed."""
     _check_scratch(scratch, info.num_frames * len(prompts.objects))
-    if settings.model.threads is not None:
-        torch.set_num_threads(settings.model.threads)
     labels = {one.object_id: one.label for one in prompts.objects}
     context = RowContext(source.video_id, source.uri, labels, info.height, info.width)
     spools = Spools(settings, scratch)
     files: list[FileRecord] = []
     try:
-        run_stages(
-            info, prompts, loaded, bank, settings, context, spools, scratch,
-            lambda stage, done, total: report(Progress(stage, done, total)),
-        )  # fmt: skip
+        with torch_threads(settings, loaded):
+            run_stages(
+                info, prompts, loaded, bank, settings, context, spools, scratch,
+                lambda stage, done, total: report(Progress(stage, done, total)),
+            )  # fmt: skip
         report(Progress("write", info.num_frames, info.num_frames))
         layers = [("masks", MASKS, temporal.annotate(spools.masks.merged()))]
         if spools.candidates is not None:

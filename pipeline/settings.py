@@ -43,7 +43,7 @@ def _expand(value: object) -> object:
 class ModelSettings(_Section):
     """Which model runs, and where.
 
-    `device` auto takes CUDA when there is one. `threads` is torch's count (None leaves it alone).
+    `device` auto takes CUDA when there is one. `threads` is torch's count (None: see `pipeline.label.torch_threads`).
     `cache_dir` None means $MASKSIEVE_CACHE, else ~/.cache/masksieve.
     """
 
