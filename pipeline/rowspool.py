@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipeline.errors import DiskSpaceError, StorageError
 from pipeline.records import MASKS
 
-FLUSH_ROWS = 2048
+FLUSH_ROWS = 256  # small batches: what waits between flushes pins the heap around the large temporaries of other stages
 FLUSH_BYTES = 8 * 2**20
 
 
