@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.checkpoints import cache_root
 from pipeline.errors import MasksieveError
 from pipeline.settings import Settings
 
@@ -57,7 +58,6 @@ def examine(settings: Settings, store_url: str | None = None) -> list[Check]:
         ("embedded model", lambda: check_embedded(settings)),
         ("model cache", lambda: check_cache(settings)),
         ("scratch disk", lambda: check_disk(settings)),
-        ("shared memory", lambda: check_shared_memory(settings)),
         ("flows", check_prefect),
     ]
     if store_url:
@@ -190,7 +190,7 @@ def check_embedded(settings: Settings) -> Check:
 
 def check_cache(settings: Settings) -> Check:
     """The folder of downloaded checkpoints can be written, or made."""
-    folder = settings.model.cache_dir or Path(os.environ.get("MASKSIEVE_CACHE") or Path.home() / ".cache" / "masksieve")
+    folder = cache_root(settings.model.cache_dir)
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -212,19 +212,6 @@ def check_disk(settings: Settings) -> Check:
     if free < 2 * _GIB:
         return Check("scratch disk", "warn", found, "long videos need more: set output.scratch_dir to a larger disk")
     return Check("scratch disk", "ok", found)
-
-
-def check_shared_memory(settings: Settings) -> Check:
-    """/dev/shm holds the ring of decoded frames (containers often give it 64 MB)."""
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        return Check("shared memory", "ok", "no /dev/shm, the system's own shared memory is used")
-    free = shutil.disk_usage(folder).free
-    ring = settings.decode.queue_frames * 1920 * 1080 * 3
-    if free < ring:
-        step = "run the container with --shm-size=1g, or lower decode.queue_frames"
-        return Check("shared memory", "warn", f"{free / 1e6:.0f} MB free, 1080p wants {ring / 1e6:.0f} MB", step)
-    return Check("shared memory", "ok", f"{free / _GIB:.1f} GiB free")
 
 
 def check_prefect() -> Check:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import rle
 from pipeline.rowspool import PassWriter
@@ -24,6 +25,7 @@ class RowContext:
     Args:
         labels: text per object id.
         height, width: of the video as presented, px.
+        given: full masks that a person gave, (height, width) bool, by (object_id, frame_index).
     """
 
     video_id: str
@@ -31,6 +33,7 @@ class RowContext:
     labels: dict[int, str | None]
     height: int
     width: int
+    given: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,17 @@ def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> d
     """One row of facts, as `records.MASKS` (temporal columns are filled at the merge)."""
     result = scored.result
     encoded = None
-    if result.visibility == "absent":
+    if result.prompted == "mask":  # the truth itself, not the model's small copy of it
+        encoded = rle.encode_mask(context.given[result.object_id, result.frame_index])
+    elif result.visibility == "absent":
         encoded = rle.empty_mask(context.height, context.width)
     elif result.logits_hw is not None:
         encoded = rle.encode_logits(result.logits_hw.float().cpu().numpy(), context.height, context.width)
     # a mask without a pixel shows nothing, whatever the presence score says: the object is absent
-    visibility = "absent" if encoded is not None and encoded.area_px == 0 else result.visibility
+    visibility: str = result.visibility
+    if encoded is not None and result.visibility != "untracked":
+        visibility = "visible" if encoded.area_px else "absent"
+    hollow = visibility == "absent" and result.visibility == "visible"
     return {
         "video_id": context.video_id,
         "video_uri": context.video_uri,
@@ -124,8 +132,8 @@ def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> d
         "direction": result.direction,
         "sam_score": result.sam_score,
         "object_score": result.object_score,
-        "stability": scored.stability,
-        "entropy_bits": scored.entropy_bits,
+        "stability": None if hollow else scored.stability,
+        "entropy_bits": None if hollow else scored.entropy_bits,
         "score_source": scored.score_source,
         **scored.scores,
     }

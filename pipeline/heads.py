@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def _truth_clip(
     truth: Path, loaded: LoadedModel, settings: Settings, progress: Callable[[str], None]
 ) -> Iterator[TruthClip]:
     stem = truth.name.removesuffix(TRUTH_SUFFIX)
-    videos = [path for path in truth.parent.glob(f"{stem}.*") if path.suffix.lower() in VIDEO_SUFFIXES]
+    videos = [path for path in truth.parent.glob(f"{glob.escape(stem)}.*") if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
         raise HeadError(
             f"a video {stem}.mp4 beside {truth.name}", "none", "put the three files of a video side by side"

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 
 from pipeline import temporal
-from pipeline.derive import Derived, derive
+from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.encode import RowContext
-from pipeline.errors import DiskSpaceError, StorageError
+from pipeline.errors import DiskSpaceError, MasksieveError, StorageError
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, load_model
 from pipeline.prompts import PromptSet
@@ -154,6 +154,8 @@ def label_video(
             except CommitConflict:
                 _discard(store, files)
                 raise
+            if commit.run_id != run_id:  # a rival committed the very same work first
+                _discard(store, files)
         derived = _derive(store, ledger, commit, info, settings, scratch, report)
         return _report(video, commit, derived, info, found, bank, settings, fresh, time.monotonic() - started)
 
@@ -201,8 +203,8 @@ def facts_metadata(
 
 
 def bank_sha256(bank: HeadBank) -> str:
-    """Checksum of a bank's names and weights."""
-    digest = hashlib.sha256(repr(bank.names).encode())
+    """Checksum of what a bank computes: names, weights, token offset, and the model that names its score."""
+    digest = hashlib.sha256(repr((bank.names, bank.mask_token_offset, bank.card.model_name)).encode())
     for state in bank.states():
         for name in sorted(state):
             digest.update(state[name].detach().float().cpu().numpy().tobytes())
@@ -248,7 +250,13 @@ def _make_facts(
     """Run the stages and write the layers under the attempt's own keys; true only when committed."""
     _check_scratch(scratch, info.num_frames * len(prompts.objects))
     labels = {one.object_id: one.label for one in prompts.objects}
-    context = RowContext(source.video_id, source.uri, labels, info.height, info.width)
+    given = {
+        (one.object_id, frame.frame_index): frame.mask_hw
+        for one in prompts.objects
+        for frame in one.frames
+        if frame.mask_hw is not None
+    }
+    context = RowContext(source.video_id, source.uri, labels, info.height, info.width, given)
     spools = Spools(settings, scratch)
     files: list[FileRecord] = []
     try:
@@ -303,15 +311,21 @@ def _derive(
     scratch: Path,
     report: Callable[[Progress], None],
 ) -> Derived:
+
+    def pictures(stretches: Sequence[Stretch]) -> Mapping[str, ReviewImages]:
+        try:
+            return write_review_images(stretches, store, commit, info, settings)
+        except MasksieveError as error:  # a picture is a convenience: labels do not wait for it
+            log.warning("the review list of %s has no pictures: %s", commit.video_uri, error)
+            return {}
+
     report(Progress("route", info.num_frames, info.num_frames))
     return derive(
         store,
         ledger,
         commit.video_id,
         settings.policy,
-        images=(lambda stretches: write_review_images(stretches, store, commit, info, settings))
-        if settings.output.review_frames
-        else None,
+        images=pictures if settings.output.review_frames else None,
         row_group_rows=settings.output.row_group_rows,
         scratch_dir=scratch,
     )
@@ -341,7 +355,7 @@ def _report(
         absent=derived.counts["absent"],
         untracked=derived.counts["untracked"],
         wall_seconds=wall_seconds,
-        frames_per_second=info.num_frames / wall_seconds if wall_seconds > 0 else 0.0,
+        frames_per_second=info.num_frames / wall_seconds if fresh and wall_seconds > 0 else 0.0,
         generation=commit.generation,
         error=None,
         labels_uri=derived.labels_uri,

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -280,8 +279,8 @@ def _mask(value: Any, where: str, base_dir: Path | None) -> NDArray[np.bool_]:
 
 
 def _is_number(value: Any) -> bool:
-    """An int or float that is finite and a sane coordinate."""
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e6
+    """An int or float that is a sane coordinate (neither NaN nor infinite, which are below nothing)."""
+    return type(value) in (int, float) and abs(value) < 1e6
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from usam import targets
+
 SCHEMA_VERSION = "1"
 METADATA_PREFIX = "masksieve."
 
@@ -22,16 +24,8 @@ PROMPT_KINDS = ("click", "box", "mask", "auto")
 DIRECTIONS = ("forward", "reverse", "none")
 DECISIONS = ("accept", "review", "hold")
 
-IOU_HEADS = (
-    "iou_tiny",
-    "iou_small",
-    "iou_base_plus",
-    "iou_large",
-    "iou_dense_prompt",
-    "iou_unsupervised",
-    "iou_tracked",
-)
-GAP_HEADS = ("model_gap", "prompt_gap", "task_gap")
+IOU_HEADS = (*targets.IOU_HEADS, targets.TRACKED_HEAD)
+GAP_HEADS = targets.GAP_HEADS
 HEAD_COLUMNS = (*IOU_HEADS[:-1], *GAP_HEADS, IOU_HEADS[-1])
 
 LOW_CARDINALITY = ("video_id", "video_uri", "label", "visibility", "prompted", "direction", "score_source")

@@ -113,12 +113,13 @@ def export(checkpoint: Path, weights: Path, config: str, clips: int, rounds: int
         config: the model's configuration.
         clips: validation clips (seeds of their own).
         rounds: moves at most.
-    Returns: steps and seconds of training, the total shift, and the rates last measured (before the last move).
+    Returns: steps and seconds of training, the total shift, and the rates of the weights as written.
     """
     state, facts = averaged_weights(checkpoint)
     facts["presence_shift"] = 0.0
     write_weights(state, weights)
-    for _ in range(rounds):
+    facts["presence_clips"] = clips
+    for move in range(rounds + 1):
         gone, seen = presence_scores(config, weights, clips)
         facts["absent_recognised"] = float((gone <= 0).mean())
         facts["visible_called_absent"] = float((seen <= 0).mean())
@@ -127,7 +128,7 @@ def export(checkpoint: Path, weights: Path, config: str, clips: int, rounds: int
             "presence: absent recognised %(absent_recognised).3f, visible called absent %(visible_called_absent).3f",
             facts,
         )
-        if abs(shift) < 0.05:
+        if abs(shift) < 0.05 or move == rounds:
             break
         log.info("presence: bias shifted by %+.3f", shift)
         state[PRESENCE_BIAS] = state[PRESENCE_BIAS] + shift

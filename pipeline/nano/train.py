@@ -223,6 +223,16 @@ def _worker(recipe: Recipe, folder: Path, rank: int, world: int) -> None:
     Trainer(recipe, folder, rank, world).run()
 
 
+def wait_for_all(children: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes of all; the first failure ends the others, which would wait for it forever."""
+    while any(child.poll() is None for child in children):
+        if any(child.poll() for child in children):
+            for child in children:
+                child.terminate()
+        time.sleep(0.5)
+    return [child.wait() for child in children]
+
+
 def main() -> None:
     """Command line of the training run; starts one process per core and one that renders clips."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -263,7 +273,7 @@ def main() -> None:
         for role in roles
     ]
     try:
-        codes = [child.wait() for child in children]
+        codes = wait_for_all(children)
     finally:
         for child in children:
             child.terminate()

@@ -26,6 +26,7 @@ class LocalBackend:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.identity = f"file://{root}"
+        self.no_conditions = False
 
     def uri(self, key: str) -> str:
         """The file's absolute path."""
@@ -106,10 +107,9 @@ class LocalBackend:
     @contextmanager
     def _staged(self, key: str, source: Path | bytes) -> Iterator[tuple[Path, Path]]:
         target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
         staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with staged.open("xb") as out:
+            with _create(staged) as out:
                 if isinstance(source, bytes):
                     out.write(source)
                 else:
@@ -120,6 +120,18 @@ class LocalBackend:
             yield staged, target
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file, its folders made; again if another process removed the empty folder in between."""
+    for attempt in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return path.open("xb")
+        except FileNotFoundError:
+            if attempt == 99:
+                raise
+    raise AssertionError("unreachable")
 
 
 @contextmanager

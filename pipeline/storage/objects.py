@@ -20,6 +20,7 @@ class Backend(Protocol):
     """What a kind of store has to do; exceptions are its own and `error` types them."""
 
     identity: str  # two stores of one identity are one store
+    no_conditions: bool  # the store has said that it knows no conditional writes
 
     def uri(self, key: str) -> str: ...
     def path(self, key: str) -> Path | None: ...
@@ -141,7 +142,8 @@ class ObjectStore:
             key = f"probes/{uuid.uuid4().hex}"
             try:
                 first, second = self.put_if_absent(key, b"first"), self.put_if_absent(key, b"second")
-                self._conditional = first and not second and self.get(key) == b"first"
+                kept = first and not second and self.get(key) == b"first"
+                self._conditional = kept and not self._backend.no_conditions
             finally:
                 if self._conditional is not None:
                     self.delete(key)

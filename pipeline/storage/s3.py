@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pipeline.errors import StorageError
+from pipeline.errors import DiskSpaceError, StorageError
 
 if TYPE_CHECKING:
     from pipeline.settings import StorageSettings
@@ -27,6 +28,7 @@ class S3Backend:
             "region_name": settings.region if settings else None,
         }
         endpoint = client["endpoint_url"] or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self.no_conditions = False
         self.identity = f"{endpoint or 'aws'}|s3://{bucket}/{prefix}"
         secrets = {
             "key": settings.access_key_id if settings else None,
@@ -103,6 +105,8 @@ class S3Backend:
     def error(self, error: Exception, doing: str, uri: str) -> StorageError:
         """The typed error of an exception."""
         name = type(error).__name__
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskSpaceError(f"room on this machine to {doing} {uri}", "a full disk", "set output.scratch_dir")
         if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
             step = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             return StorageError(f"credentials to {doing} {uri}", "none", step)
@@ -117,12 +121,20 @@ class S3Backend:
         return StorageError(f"to {doing} {uri}", reason, "check AWS_ENDPOINT_URL, the region and the network")
 
     def _conditional(self, key: str, source: Path | bytes, **condition: str) -> bool:
-        try:
-            self._put_object(key, source, **condition)
-        except Exception as error:
-            if _refused_by_condition(error):
-                return False
-            raise
+        if not self.no_conditions:
+            try:
+                self._put_object(key, source, **condition)
+            except Exception as error:
+                if _refused_by_condition(error):
+                    return False
+                if not _not_implemented(error):
+                    raise
+                self.no_conditions = True  # some servers answer 501 instead of ignoring the condition
+            else:
+                return True
+        if self.version(key) != condition.get("IfMatch"):
+            return False
+        self._put_object(key, source)
         return True
 
     def _put_object(self, key: str, source: Path | bytes, **condition: str) -> None:
@@ -136,13 +148,24 @@ class S3Backend:
         return f"{self.bucket}/{self._key(key)}"
 
 
-def _refused_by_condition(error: BaseException | None) -> bool:
-    """Whether the server said 412 or 409 (a rival was quicker), under whatever exception s3fs made of it."""
+def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
+    """HTTP status and S3 code of an error, under whatever exception s3fs made of it."""
     while error is not None:
         response: Any = getattr(error, "response", None)
         if isinstance(response, dict):
-            code = response.get("Error", {}).get("Code")
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict")
+            return status, response.get("Error", {}).get("Code")
         error = error.__cause__
-    return False
+    return None, None
+
+
+def _refused_by_condition(error: BaseException) -> bool:
+    """Whether the server said 412 or 409: a rival was quicker."""
+    status, code = _answer(error)
+    return status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict")
+
+
+def _not_implemented(error: BaseException) -> bool:
+    """Whether the server said that it knows no conditional writes."""
+    status, code = _answer(error)
+    return status == 501 or code == "NotImplemented"

@@ -3,6 +3,7 @@
 decord's own thread decodes ahead without bound (2-4 GB in 10 s at 1080p) whenever nobody takes its frames. No call
 pauses it, so this process stops itself as a whole (SIGSTOP) while it has no free slot, and the reader continues it
 (SIGCONT): nothing is decoded far ahead, nothing twice. Should the reader die, the kernel ends this process
+HEARTBEAT_SECONDS = 0.5
 (PR_SET_PDEATHSIG), even a stopped one.
 
 Messages to the reader: ("frame", index, slot, pts_seconds), ("end",), ("error", expected, got, next_step).
@@ -15,6 +16,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,6 +28,7 @@ from pipeline.video.pyav import read_pyav
 from pipeline.video.ring import FrameRing
 
 PR_SET_PDEATHSIG = 1
+HEARTBEAT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def _deliver(job: Job, ring: FrameRing, connection: Connection) -> None:
     delivered = 0
     if last == -1:
         return
+    spoke = time.monotonic()
     for index, pts_seconds, rgb_hw3 in _frames(job):
         if wanted is None or index in wanted:
             if rgb_hw3.shape != (job.height, job.width, 3):
@@ -112,5 +116,9 @@ def _deliver(job: Job, ring: FrameRing, connection: Connection) -> None:
             ring.view(slot)[:] = rgb_hw3
             connection.send(("frame", index, slot, pts_seconds))
             delivered += 1
+            spoke = time.monotonic()
+        elif time.monotonic() - spoke > HEARTBEAT_SECONDS:  # frames that nobody wants take time too
+            connection.send(("skipped", index))
+            spoke = time.monotonic()
         if index == last:
             return

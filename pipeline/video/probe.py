@@ -198,7 +198,7 @@ def _probe_container(path: Path, container: Any, settings: DecodeSettings) -> Vi
         raise VideoError("a rotation by a multiple of 90 degrees", f"{path} with {rotation}", "encode it upright")
     decoder, reason = _choose_decoder(container, stream, first, scan, settings)
     num_frames = scan.packets - scan.discards
-    if not _countable(container, codec.name, scan):
+    if num_frames <= settings.max_frames and not _countable(container, codec.name, scan):
         num_frames = _count_by_decoding(path)
     if num_frames > settings.max_frames:
         raise VideoError(

@@ -126,5 +126,5 @@ def _too_little(folder: Path, need: int, free: int) -> DiskSpaceError:
     return DiskSpaceError(
         f"{need / 1e6:.0f} MB of scratch disk in {folder}",
         f"{max(free, 0) / 1e6:.0f} MB",
-        "free some, set output.scratch_dir to a larger disk, or set propagate.reverse to false",
+        "free some, set output.scratch_dir to a larger disk, or prompt on an earlier frame",
     )

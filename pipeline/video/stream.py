@@ -221,6 +221,8 @@ class _Pump:
                 raise VideoError(*message[1:])
             if message[0] == "end":
                 return
+            if message[0] == "skipped":
+                continue
             _, index, slot, pts_seconds = message
             frame = Frame(index, pts_seconds, self._take(ring, slot))
             self._give_back(child, link)

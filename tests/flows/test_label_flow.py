@@ -80,3 +80,17 @@ def test_a_store_is_tried_again_and_bad_prompts_are_not(tries: list[str], tmp_pa
     assert "1 of 3 videos failed" in state.message
     assert tries == ["bad.mp4", "good.mp4", "shaky.mp4", "shaky.mp4"]
     assert "expected a foreground point, got none; add one" in _artifact()
+
+
+@pytest.mark.slow
+def test_the_flow_labels_a_real_drop(tmp_path: Path) -> None:
+    """Nothing replaced: three drawn clips, the embedded model, the real job."""
+    import pandas as pd
+
+    from pipeline.demo import make_drop
+
+    make_drop(tmp_path / "drop", num_frames=4)
+    rows = label_drop(str(tmp_path / "drop"), str(tmp_path / "out"))
+    assert isinstance(rows, list)
+    assert [row["status"] for row in rows] == ["labelled"] * 3
+    assert pd.read_parquet(tmp_path / "out" / "labels").frame_index.nunique() == 4

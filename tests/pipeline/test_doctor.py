@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import doctor
-from pipeline.doctor import Check, check_cache, check_package, check_pyav, check_shared_memory, check_store, healthy
+from pipeline.doctor import Check, check_cache, check_package, check_pyav, check_store, healthy
 from pipeline.settings import Settings, load_settings
 
 
@@ -53,10 +53,3 @@ def test_a_cache_that_is_not_there_yet_is_ok(tmp_path: Path) -> None:
     settings = load_settings(None, {"model.cache_dir": str(tmp_path / "new" / "cache")})
     assert check_cache(settings).state == "ok"
     assert not (tmp_path / "new").exists()
-
-
-def test_a_small_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 64_000_000})())
-    check = check_shared_memory(load_settings(None, {"decode.queue_frames": 64}))
-    if Path("/dev/shm").is_dir():
-        assert (check.state, "--shm-size" in check.next_step) == ("warn", True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -212,3 +214,47 @@ def test_other_stores_are_refused(url: str) -> None:
 def test_keys_stay_below_the_root(key: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="relative key"):
         ObjectStore(tmp_path).put_atomic(key, b"1")
+
+
+_PROBE = """
+import sys
+from pipeline.storage.objects import ObjectStore
+for _ in range(60):
+    ObjectStore(sys.argv[1]).probe_conditional_put()
+"""
+
+
+def test_two_processes_may_try_one_folder_at_the_same_time(tmp_path: Path) -> None:
+    """Each probe removes its object and the folder that is empty then, under the feet of the other."""
+    words = [sys.executable, "-c", _PROBE, str(tmp_path / "out")]
+    running = [subprocess.Popen(words, stderr=subprocess.PIPE) for _ in range(2)]
+    told = [one.communicate()[1].decode() for one in running]
+    assert [one.returncode for one in running] == [0, 0], told
+
+
+def test_a_server_that_answers_501_to_conditions_is_used_without_them(
+    moto_s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.storage.s3 import S3Backend
+
+    class NotImplementedAnswer(Exception):
+        response: ClassVar[dict[str, Any]] = {
+            "Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}
+        }  # fmt: skip
+
+    put = S3Backend._put_object
+
+    def picky(self: S3Backend, key: str, source: Any, **condition: str) -> None:
+        if condition:
+            raise NotImplementedAnswer
+        put(self, key, source)
+
+    monkeypatch.setattr(S3Backend, "_put_object", picky)
+    store = ObjectStore(moto_s3.new_bucket(), moto_s3.settings())
+    assert store.probe_conditional_put() is False
+    assert store.put_if_absent("a", b"1")
+    assert not store.put_if_absent("a", b"2")
+    version = store.version("a")
+    assert store.replace("a", b"3", version)
+    assert not store.replace("a", b"4", version)
+    assert store.get("a") == b"3"

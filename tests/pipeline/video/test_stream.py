@@ -352,3 +352,19 @@ def _resident_peak_mb(pid: int | None) -> float:
     except FileNotFoundError:
         return 0.0
     return float(status.partition("VmHWM:")[2].split()[0]) / 1e3 if "VmHWM" in status else 0.0
+
+
+def test_frames_that_nobody_wants_do_not_wake_the_watchdog(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder says that it lives while it skips: twenty frames here take twice the watchdog's time."""
+    slow = (
+        "import sys, time; sys.path[:] = {path!r}; from pipeline.video import child; frames = child._frames\n"
+        "def late(job):\n"
+        "    for one in frames(job):\n"
+        "        time.sleep(0.2)\n"
+        "        yield one\n"
+        "child._frames = late; child.main({link}, {ring}, {parent})"
+    )
+    monkeypatch.setattr("pipeline.video.stream.CHILD_CODE", slow)
+    info = probe_video(clip, DecodeSettings())
+    with FrameStream(info, DecodeSettings(watchdog_seconds=2.0), indices=[0, 20]) as stream:
+        assert [frame.index for frame in stream] == [0, 20]
