@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -50,6 +53,11 @@ def version() -> None:
             console.print(f"{name} (not installed as a distribution)")
 
 
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """A scheduler's SIGTERM ends the run like an error does, so that scratch and downloads are cleaned up."""
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line.
 
@@ -59,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     start_logging(debug=debug)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
         app([argument for argument in arguments if argument != "--debug"])
     except MasksieveError as error:

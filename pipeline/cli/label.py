@@ -147,6 +147,12 @@ def failed_report(video: str, error: str) -> VideoReport:
     )  # fmt: skip
 
 
+def twins(reports: list[VideoReport]) -> list[tuple[str, str]]:
+    """Pairs of names whose videos have the same bytes, in the order of the reports."""
+    seen: dict[str, str] = {}
+    return [(seen[one.video_id], one.video) for one in reports if seen.setdefault(one.video_id, one.video) != one.video]
+
+
 def tell(reports: list[VideoReport], out: str) -> None:
     """The summary on stdout: the table, each failure with its reason, what the thresholds rest on, where it all is."""
     console = results()
@@ -161,6 +167,12 @@ def tell(reports: list[VideoReport], out: str) -> None:
     if not done:
         return
     console.print()
+    for first, second in twins(done):
+        console.print(
+            f"[yellow]same bytes[/]: {escape(first)} and {escape(second)} are one video; the labels are of the last one's "
+            "prompts",
+            soft_wrap=True,
+        )
     if not all(report.certified for report in done):
         sources = sorted({report.score_source for report in done if report.score_source})
         based = f"uncertainty is 1 - {' or '.join(sources)}; " if sources else ""

@@ -155,3 +155,12 @@ def test_an_unforeseen_error_hints_at_debug(
     assert "--debug" in captured.err
     with pytest.raises(ZeroDivisionError):
         main(["label", str(tmp_path), "--debug"])
+
+
+def test_two_names_of_the_same_bytes_are_told(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("label", _videos(tmp_path, "a", "b"), "--out", "labels") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "same bytes" in out
+    assert "b.mp4 are one video" in out
