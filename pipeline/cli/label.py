@@ -169,7 +169,7 @@ def tell(reports: list[VideoReport], out: str) -> None:
     console.print()
     for first, second in twins(done):
         console.print(
-            f"[yellow]same bytes[/]: {escape(first)} and {escape(second)} are one video; the labels are of the last one's "
+            f"[yellow]same bytes[/]: {escape(first)} and {escape(second)} are one video; labels are of the last one's "
             "prompts",
             soft_wrap=True,
         )
