@@ -122,7 +122,7 @@ def _beside(file: Path) -> Wanted:
 def _from_folder(wanted: Wanted, folder: Path) -> Wanted:
     """The same video with its prompts from another folder."""
     prompts = folder / (PurePosixPath(wanted.video).stem + PROMPTS_SUFFIX)
-    return Wanted(wanted.video, str(prompts) if prompts.is_file() else None, wanted.error)
+    return Wanted(wanted.video, str(prompts), wanted.error)  # one that is missing is told with the folder's name
 
 
 def _missing(item: str, expected: str, got: str) -> Wanted:

@@ -28,6 +28,7 @@ from pipeline.storage.objects import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+_TOLD: set[str] = set()  # stores that this process has warned of
 _COMMIT_KEY = re.compile(r"commits/[0-9a-f]{64}/(\d{6,})\.json")
 
 
@@ -103,7 +104,6 @@ class Ledger:
         self.store = store
         default = os.environ.get("MASKSIEVE_LEDGER") or "~/.local/state/masksieve/commits.sqlite"
         self.sql_path = Path(sql_path or default).expanduser()
-        self._said = False
 
     def generations(self, video_id: str) -> list[int]:
         """Generations that are committed, ascending."""
@@ -184,9 +184,13 @@ class Ledger:
         key = commit_key(commit.video_id, commit.generation)
         if self.store.probe_conditional_put():
             return self.store.put_if_absent(key, body)
-        if not self._said:
-            logger.warning("%r ignores If-None-Match: commits go through %s", self.store, self.sql_path)
-            self._said = True
+        if self.store.identity not in _TOLD:
+            logger.warning(
+                "%s has no conditional writes: commits go through %s, which all writers must share",
+                self.store.url,
+                self.sql_path,
+            )
+            _TOLD.add(self.store.identity)
         if commit.generation in self.generations(commit.video_id):  # perhaps of a writer with another SQL file
             return False
         row = (self.store.identity, commit.video_id, commit.generation, body)

@@ -161,7 +161,7 @@ def resolve_device(device: str) -> str:
         raise ModelError(
             f"a CUDA device for {device!r}",
             f"{torch.cuda.device_count()} of them",
-            "use --device cpu, or install a CUDA build of torch",
+            "set model.device to cpu, or install a CUDA build of torch",
         )
     return device
 

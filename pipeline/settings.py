@@ -212,7 +212,12 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
 def _check(tree: Mapping[str, Any], source: str) -> Settings:
     """Validated settings, or an error that names the first wrong key."""
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
+        if settings.policy.certificate is not None:  # nothing can verify one yet, so none may call itself certified
+            raise SettingsError(
+                f"policy.certificate in {source} to be null", repr(settings.policy.certificate), "leave it out"
+            )
+        return settings
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = tuple(first["loc"])

@@ -6,7 +6,6 @@ import logging
 import sys
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipeline.errors import MasksieveError
@@ -28,8 +27,8 @@ def notices() -> Console:
 
 def start_logging(*, debug: bool) -> None:
     """Send the library's warnings (everything with --debug) to stderr, one line each."""
-    handler = RichHandler(console=notices(), show_time=debug, show_path=debug, show_level=True, markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "warning: %(message)s"))
     for name in ("pipeline", "usam"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]

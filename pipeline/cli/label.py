@@ -52,6 +52,9 @@ def label(
     from pipeline.checkpoints import model_spec
     from pipeline.drops import find_videos
 
+    for name, value in (("--out", out), ("--model", model), *(("a video", one) for one in inputs)):
+        if value is not None and not value.strip():  # an unset shell variable, most likely
+            raise SettingsError(f"a value for {name}", "an empty word", "check the variable that it comes from")
     settings = make_settings(config, set_, model=model)
     model_spec(settings.model.name)  # a typo is told before any video is looked at
     wanted = find_videos(inputs, prompts=prompts, storage=settings.storage)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.cli.console import FAILED, OK, complain, notices, one_line, results
@@ -33,17 +35,20 @@ def show(
     settings = make_settings(config, set_)
     wanted = find_videos(videos, storage=settings.storage)
     console, failed = notices(), 0
+    stems = Counter(Path(one.video).stem for one in wanted)  # videos of one name must not share their pictures
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         for one in wanted:
-            task = bars.add_task(one.name, total=None)
+            task = bars.add_task(escape(one.name), total=None)
             try:
                 path = _local(one)
+                video_id = video_sha256(path)
                 pictures = show_video(
                     path,
-                    read_labelled(labels, video_sha256(path), settings.storage),
+                    read_labelled(labels, video_id, settings.storage),
                     out,
-                    settings.decode,
+                    name=path.stem if stems[path.stem] == 1 else f"{path.stem}-{video_id[:8]}",
+                    decode_settings=settings.decode,
                     progress=lambda done, total, task=task: bars.update(task, completed=done, total=total),  # type: ignore[misc]
                 )
             except MasksieveError as error:
@@ -54,10 +59,11 @@ def show(
                 bars.remove_task(task)
             told = results()
             told.print(
-                f"{one.name}: {pictures.frames} frames, {pictures.flagged} flagged stretches drawn", soft_wrap=True
+                f"{escape(one.name)}: {pictures.frames} frames, {pictures.flagged} flagged stretches drawn",
+                soft_wrap=True,
             )
             for picture in (pictures.overlay, pictures.timeline, pictures.contact):
-                told.print(f"  {picture}", soft_wrap=True)
+                told.print(f"  {escape(str(picture))}", soft_wrap=True)
     raise typer.Exit(FAILED if failed else OK)
 
 

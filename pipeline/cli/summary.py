@@ -44,7 +44,7 @@ def as_json(reports: Sequence[VideoReport], out: str) -> dict[str, Any]:
 def summary_table(reports: Sequence[VideoReport]) -> Table:
     """One line per video and a last one for all of them."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("video", overflow="fold")
+    table.add_column("video", overflow="fold", min_width=12)
     for heading in ("frames", "masks", "accepted", "review", "absent", "wall", "frames/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)

@@ -55,13 +55,17 @@ class FilmWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._stream is not None:
-                self._container.mux(self._stream.encode(None))
+            try:
+                if kind is None and self._stream is not None:
+                    self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+            if kind is None and self.num_frames:
+                self._part.replace(self.path)
+        except OSError as problem:
+            if kind is None:
+                raise self._error(problem) from problem
         finally:
-            self._container.close()
-        if kind is None and self.num_frames:
-            self._part.replace(self.path)
-        else:
             self._part.unlink(missing_ok=True)
 
     def append(self, rgb_hw3: NDArray[np.uint8]) -> None:
@@ -77,8 +81,16 @@ class FilmWriter:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb_hw3), format="rgb24")
         frame.pts = self.num_frames
         frame.time_base = 1 / self._rate
-        self._container.mux(self._stream.encode(frame))
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except OSError as problem:
+            raise self._error(problem) from problem
         self.num_frames += 1
+
+    def _error(self, problem: OSError) -> StorageError:
+        return StorageError(
+            f"to write {self.path}", problem.strerror or str(problem), "free space or choose another --out"
+        )
 
     def _open(self, width: int, height: int) -> av.VideoStream:
         options = (

@@ -60,26 +60,29 @@ def show_video(
     out: Path,
     decode_settings: DecodeSettings,
     *,
+    name: str | None = None,
     max_tiles: int = 12,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pictures:
-    """Write overlay film, timeline and contact sheet of one labelled video, named by its stem.
+    """Write overlay film, timeline and contact sheet of one labelled video.
 
     Args:
         video: the file that was labelled.
         labelled: its decisions.
         out: folder of the pictures.
         decode_settings: how the video is read.
+        name: what the files are called; the video's stem if None.
         max_tiles: at most so many review stretches on the contact sheet.
         progress: called with frames done and frames in all.
     Raises: VideoError if the video cannot be read, or has another size than its labels; StorageError if `out` cannot
         be written.
     """
-    path = out / f"{video.stem}.overlay.mp4"
+    name = name or video.stem
+    path = out / f"{name}.overlay.mp4"
     film = render_film(video, labelled, path, decode_settings, max_tiles=max_tiles, progress=progress)
     timeline = draw_timeline(
         film.tracks,
-        out / f"{video.stem}.timeline.png",
+        out / f"{name}.timeline.png",
         title=video.name,
         threshold=labelled.threshold,
         certificate=labelled.certificate,
@@ -87,7 +90,7 @@ def show_video(
     shown = f"{len(film.tiles)} of {labelled.stretches.num_rows} flagged stretches, most uncertain first"
     contact = draw_contact_sheet(
         film.tiles,
-        out / f"{video.stem}.flagged.png",
+        out / f"{name}.flagged.png",
         title=f"{video.name}: flagged masks",
         note=f"{shown}; {labelled.evidence}",
     )

@@ -39,6 +39,6 @@ def read_decord(path: Path, num_frames: int) -> Iterator[Decoded]:
                 f"{num_frames} frames as the probe counted", f"{index} by decord in {path}", again
             ) from None
         except decord.DECORDError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise VideoError("an undamaged video", f"{path} that breaks at frame {index} ({reason})", again) from error
+            step = "copy or download it again, or encode it again"
+            raise VideoError("an undamaged video", f"{path} that breaks at frame {index}", step) from error
         yield index, times[index], rgb_hw3

@@ -316,6 +316,8 @@ def _unfit_for_decord(container: Any, stream: Any, first: Any, scan: PacketScan)
         return f"pixel format {first.format.name}"
     if first.color_range == 2:  # full range under a limited-range name
         return "full colour range"
+    if first.width < 32 or first.height < 32:
+        return f"tiny size {first.width}x{first.height}"
     if first.width % 2 or first.height % 2:
         return f"odd size {first.width}x{first.height}"
     if stream.frames > scan.packets:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.drops import find_videos
 from pipeline.errors import PromptError
+from pipeline.prompts import load_prompts
 from pipeline.settings import StorageSettings
 from pipeline.storage.objects import ObjectStore
 
@@ -68,7 +69,9 @@ def test_a_prompts_folder_pairs_by_stem(drop: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.prompts.json").write_text("{}")
     found = {one.name: one.prompts for one in find_videos([str(drop)], prompts=str(folder))}
-    assert found == {"a.MOV": str(folder / "a.prompts.json"), "b.mp4": None, "c.mkv": None}
+    assert found == {f"{name}": str(folder / f"{name[0]}.prompts.json") for name in ("a.MOV", "b.mp4", "c.mkv")}
+    with pytest.raises(PromptError, match=str(folder)):  # a missing one is told with the folder that was searched
+        load_prompts(found["b.mp4"] or "")
 
 
 @pytest.mark.slow

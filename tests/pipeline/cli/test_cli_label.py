@@ -164,3 +164,17 @@ def test_two_names_of_the_same_bytes_are_told(
     out = " ".join(capsys.readouterr().out.split())
     assert "same bytes" in out
     assert "b.mp4 are one video" in out
+
+
+@pytest.mark.parametrize("words", [("", "--out", "x"), ("v", "--out", ""), ("v", "--model", " ")])
+def test_an_empty_word_is_refused(
+    run: Run, calls: list[dict[str, Any]], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("label", *words) == 2
+    assert "an empty word" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_nobody_can_call_a_policy_certified_yet(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert run("label", _videos(tmp_path, "a"), "--set", "policy.certificate=foo") == 2
+    assert calls == []

@@ -103,3 +103,16 @@ def test_labels_of_another_size_are_refused_and_leave_no_film(tmp_path: Path) ->
     with pytest.raises(VideoError, match="show the file that was labelled"):
         show_video(video, found, tmp_path / "show", DecodeSettings())
     assert list((tmp_path / "show").iterdir()) == []
+
+
+def test_a_film_that_cannot_be_finished_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    film = FilmWriter(tmp_path / "a.mp4", 25.0)
+    real = film._container
+    stand_in = type("FullDisk", (), {"mux": full, "close": lambda self: real.close(), "add_stream": real.add_stream})
+    monkeypatch.setattr(film, "_container", stand_in())
+    with pytest.raises(StorageError, match="No space left"), film:
+        film.append(np.zeros((64, 64, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline.errors import VideoError
 from pipeline.settings import DecodeSettings
 from pipeline.video.probe import presentation_times, probe_video
+from pipeline.video.stream import FrameStream
 
 from .conftest import CLIPS, decode_directly, write_audio, write_video
 
@@ -198,3 +199,12 @@ def test_the_real_clips_are_what_their_table_says() -> None:
     assert {info.decoder for info in found.values()} == {"decord"}
     assert (found["bedroom"].width, found["bedroom"].height) == (960, 540)
     assert found["cups"].fps == pytest.approx(29.97, abs=0.001)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (16, 16), (16, 64)])
+def test_a_tiny_video_is_read_by_the_decoder_that_can(tmp_path: Path, width: int, height: int) -> None:
+    path = write_video(tmp_path / "tiny.mp4", 3, width=width, height=height)
+    info = probe_video(path, DecodeSettings())
+    assert info.decoder == "pyav"
+    with FrameStream(info, DecodeSettings()) as stream:
+        assert [frame.rgb_hw3.shape for frame in stream] == [(height, width, 3)] * 3
