@@ -30,7 +30,7 @@ from pipeline.storage.objects import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 2048
 ATTEMPTS = 10
 HEAVY_COLUMNS = ("rle", "bbox_xyxy", "video_uri")
 
