@@ -2,8 +2,8 @@
 
 `python benchmarks/end_to_end.py [--video FILE] [--runs 5]` prints two tables. All sides work on the same frames in one
 run, alternating; ratios are medians. The whole job is measured with its defaults, and without the pictures of the
-review list. Memory is the peak of the proportional set size (PSS) of the labelling process and its decoder together, for
-the clip and for the same clip looped five times.
+review list. Memory is the peak of the proportional set size (PSS) of the labelling process and its decoder together,
+for the clip and for the same clip looped five times.
 """
 
 from __future__ import annotations
