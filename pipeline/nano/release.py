@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/nano/checkpoint.pt"))
     parser.add_argument("--config", default="sam2_nano")
-    parser.add_argument("--presence-clips", type=int, default=60)
+    parser.add_argument("--presence-clips", type=int, default=50)
     parser.add_argument("--head-clips", type=int, default=600)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
