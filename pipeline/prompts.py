@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MAX_ID = 2**31 - 1
-PromptKind = Literal["click", "box", "mask"]
+PromptKind = Literal["click", "box", "mask", "auto"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,7 @@ class FramePrompt:
         labels_n: (n,) int32, 1 foreground, 0 background, or None.
         box_xyxy: (4,) float32 in px, or None.
         mask_hw: (H, W) bool at the video's size, or None.
+        auto: the product proposed it; no file can say so.
     """
 
     frame_index: int
@@ -59,10 +60,13 @@ class FramePrompt:
     labels_n: NDArray[np.int32] | None = None
     box_xyxy: NDArray[np.float32] | None = None
     mask_hw: NDArray[np.bool_] | None = None
+    auto: bool = False
 
     @property
     def kind(self) -> PromptKind:
-        """ "mask", else "box" (with or without points), else "click"."""
+        """ "auto" if nobody gave it, else "mask", else "box" (with or without points), else "click"."""
+        if self.auto:
+            return "auto"
         if self.mask_hw is not None:
             return "mask"
         return "click" if self.box_xyxy is None else "box"
@@ -70,11 +74,16 @@ class FramePrompt:
 
 @dataclass(frozen=True, eq=False)
 class ObjectPrompts:
-    """All prompts of one object, ascending by frame, at least one."""
+    """All prompts of one object, ascending by frame, at least one.
+
+    Args:
+        earliest: the reverse pass follows the object back to this frame and no further.
+    """
 
     object_id: int
     label: str | None
     frames: tuple[FramePrompt, ...]
+    earliest: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,4 +331,6 @@ def _plain_frame(prompt: FramePrompt) -> dict[str, Any]:
         plain["box"] = prompt.box_xyxy.tolist()
     if prompt.mask_hw is not None:
         plain["mask"] = {"size": list(prompt.mask_hw.shape), "counts": runs_of(prompt.mask_hw)}
+    if prompt.auto:
+        plain["auto"] = True
     return plain
