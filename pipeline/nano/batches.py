@@ -159,13 +159,13 @@ def sample_clicks(truth_nhw: Tensor) -> Tensor:
     """One positive click per target, more often deep inside than at the rim.
 
     Args:    truth_nhw: (N, H, W) bool, no row empty.
-    Returns: (N, 1, 2) float32 (x, y) pixel centres.
+    Returns: (N, 1, 2) float32 (x, y) pixel indices: SAM2's prompt encoder adds the half pixel to the centre itself.
     """
     soft = truth_nhw[:, None].float()
     depth = (F.avg_pool2d(soft, 9, 1, 4) ** 4 + 1e-4) * soft
     index = torch.multinomial(depth.flatten(1), 1)[:, 0]
     width = truth_nhw.shape[-1]
-    return torch.stack([index % width, index // width], -1)[:, None].float() + 0.5
+    return torch.stack([index % width, index // width], -1)[:, None].float()
 
 
 def sample_boxes(truth_nhw: Tensor, jitter: float) -> Tensor:
