@@ -18,6 +18,7 @@ from typing import BinaryIO, Literal
 
 import yaml
 
+from pipeline.checksum import file_sha256
 from pipeline.errors import DiskSpaceError, ModelError
 from pipeline.settings import config_dir
 from pipeline.suggest import did_you_mean
@@ -195,12 +196,6 @@ def verify(name: str, cache_dir: Path | None = None) -> ModelFile:
         step = "install masksieve again" if spec.embedded else f"delete it and run `masksieve models fetch {name}`"
         raise ModelError(f"sha256 {known} for {path}", sha256, step)
     return ModelFile(name, path, sha256, path.stat().st_size)
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(

@@ -16,13 +16,13 @@ from pipeline.checkpoints import (
     ModelSpec,
     cache_root,
     fetch,
-    file_sha256,
     model_names,
     model_spec,
     models_table,
     verify,
     weights_path,
 )
+from pipeline.checksum import file_sha256
 from pipeline.errors import ModelError
 
 if TYPE_CHECKING:

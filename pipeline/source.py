@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.checksum import file_sha256
 from pipeline.errors import PromptError, StorageError, VideoError
 from pipeline.prompts import PromptSet, load_prompts, parse_prompts
 from pipeline.settings import StorageSettings
@@ -32,6 +32,14 @@ def split_url(url: str) -> tuple[str, str]:
     """An s3:// URL as (folder URL, object name)."""
     folder, _, name = url.rpartition("/")
     return folder, name
+
+
+def video_sha256(path: Path) -> str:
+    """The video_id of a local file. Raises VideoError if it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise VideoError(f"a readable video at {path}", str(error.strerror), "check its permissions") from error
 
 
 @contextmanager
@@ -59,12 +67,7 @@ def local_video(video: str, storage: StorageSettings, scratch: Path) -> Iterator
     if not path.is_file():
         got = "a folder" if path.is_dir() else "nothing"
         raise VideoError(f"a video file at {video}", got, "check the path")
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise VideoError(f"a readable video at {video}", str(error.strerror), "check its permissions") from error
-    yield LocalVideo(path, digest, str(path.resolve()))
+    yield LocalVideo(path, video_sha256(path), str(path.resolve()))
 
 
 def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: StorageSettings) -> PromptSet:

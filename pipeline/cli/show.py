@@ -29,8 +29,9 @@ def show(
 ) -> None:
     """Render labelled videos: masks by decision, uncertainty over time, and what was flagged."""
     from pipeline.drops import find_videos
-    from pipeline.render.labelled import read_labelled, video_sha256
+    from pipeline.render.labelled import read_labelled
     from pipeline.render.show import show_video
+    from pipeline.source import video_sha256
 
     settings = make_settings(config, set_)
     wanted = find_videos(videos, storage=settings.storage)

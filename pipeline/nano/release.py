@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pipeline.checkpoints import file_sha256, model_spec
+from pipeline.checkpoints import model_spec
+from pipeline.checksum import file_sha256
 from pipeline.nano.clips import DEFAULT_MIX, render_clip
 from pipeline.nano.export import MIN_AREA_PX, export, open_weights, over_clips, worker_model
 from pipeline.nano.follow import first_frame_prompts, session_on_clip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -49,18 +48,6 @@ class Labelled:
         """The threshold and what it rests on, in a few words."""
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.2f}"
         return f"{threshold}, {f'certificate {self.certificate[:12]}' if self.certificate else 'uncertified'}"
-
-
-def video_sha256(path: Path) -> str:
-    """The video_id of a local file: SHA-256 of its bytes, in hex.
-
-    Raises: StorageError if it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError("a video file that can be read", f"{path}: {error.strerror}", "check the path") from error
 
 
 def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Labelled:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.checksum import file_sha256
 from pipeline.errors import DiskSpaceError, StorageError
 from pipeline.records import LOW_CARDINALITY, file_metadata
 from pipeline.storage.objects import ObjectStore
@@ -36,10 +36,6 @@ class FileRecord:
     rows: int
     bytes: int
     sha256: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return asdict(self)
 
 
 def facts_key(layer: str, drop: str, video_id: str, attempt_id: str) -> str:
@@ -136,9 +132,7 @@ class ParquetFile:
 
     def record(self, layer: str, key: str) -> FileRecord:
         """What a commit says about the finished file."""
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileRecord(layer, key, self.rows, self.path.stat().st_size, digest)
+        return FileRecord(layer, key, self.rows, self.path.stat().st_size, file_sha256(self.path))
 
     def _flush(self) -> None:
         """Write what is waiting as one row group."""

@@ -14,10 +14,11 @@ import pytest
 from pipeline.errors import StorageError, VideoError
 from pipeline.records import LABELS, REVIEW, file_metadata
 from pipeline.render.film import FilmWriter
-from pipeline.render.labelled import read_labelled, video_sha256
+from pipeline.render.labelled import read_labelled
 from pipeline.render.show import show_video
 from pipeline.rle import empty_mask, encode_mask
 from pipeline.settings import DecodeSettings, StorageSettings
+from pipeline.source import video_sha256
 
 NUM_FRAMES, HEIGHT, WIDTH = 8, 48, 64
 
