@@ -3,13 +3,19 @@
 A pass writes frames in its own order (a reverse pass descends). Each scratch batch holds whole frames, so a
 descending pass is read back from its last batch, and the merge holds one batch per pass: memory does not grow with
 the length of the video.
+
+A pass's file is its batches one after another, nothing before or behind, so it can be cut off after any of them: that
+is how a run that died goes on from its last checkpoint (`mark`, `restore`).
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
+import zlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,14 +35,22 @@ FLUSH_BYTES = 8 * 2**20
 class PassWriter:
     """Writes one pass to scratch, whole frames per batch. Made by `RowSpool.add_pass`."""
 
-    def __init__(self, path: Path, schema: pa.Schema, *, descending: bool) -> None:
+    def __init__(
+        self, path: Path, schema: pa.Schema, *, descending: bool, mark: Mapping[str, Any] | None = None
+    ) -> None:
         self.path, self.schema, self.descending = path, schema, descending
         self.rows = 0
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = self._pending_bytes = 0
         self._last_frame: int | None = None
-        self._file = pa.OSFile(str(path), "wb")
-        self._ipc: pa.RecordBatchFileWriter | None = pa.ipc.new_file(self._file, schema)
+        self._ends = array("q")  # of each batch in the file
+        self._crc = 0
+        if mark is not None:
+            self._go_back_to(mark)
+        try:
+            self._file = path.open("wb" if mark is None else "ab", buffering=0)
+        except OSError as error:
+            raise _disk_error(path, error) from error
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows given as dicts: missing columns become null, unknown ones are left out."""
@@ -48,7 +62,7 @@ class PassWriter:
 
         Raises:  StorageError if the pass is closed or frames come out of order; DiskSpaceError if the disk is full.
         """
-        if self._ipc is None:
+        if self._file.closed:
             raise StorageError("rows before the merge", "rows for a pass that is closed", "add them before merged()")
         if batch.num_rows == 0:
             return
@@ -69,36 +83,66 @@ class PassWriter:
         if self._pending_rows >= FLUSH_ROWS or self._pending_bytes >= FLUSH_BYTES:
             self._flush()
 
+    def mark(self) -> dict[str, Any]:
+        """Put every row on the disk for good, and say how far that is: numbers that `RowSpool.restore` takes."""
+        self._flush()
+        os.fsync(self._file.fileno())
+        return {
+            "descending": self.descending,
+            "rows": self.rows,
+            "last_frame": self._last_frame,
+            "crc": self._crc,
+            "ends": list(self._ends),
+        }
+
+    def _go_back_to(self, mark: Mapping[str, Any]) -> None:
+        """Cut the file to what it held at the mark; refuse one that holds something else."""
+        ends, crc, left = array("q", mark["ends"]), 0, mark["ends"][-1] if mark["ends"] else 0
+        try:
+            with self.path.open("r+b") as file:
+                while left and (data := file.read(min(left, 1 << 20))):
+                    crc, left = zlib.crc32(data, crc), left - len(data)
+                if left or crc != mark["crc"]:
+                    got = f"{'a shorter' if left else 'another'} {self.path.name}"
+                    raise StorageError("scratch rows as they were at the checkpoint", got, "start the video over")
+                file.truncate(ends[-1] if ends else 0)
+        except OSError as error:
+            got = f"{self.path}: {error.strerror}"
+            raise StorageError("the scratch rows of a checkpoint", got, "start the video over") from error
+        self.rows, self._last_frame, self._crc, self._ends = mark["rows"], mark["last_frame"], crc, ends
+
     def _flush(self) -> None:
-        if self._pending and self._ipc is not None:
+        if self._pending:
             table = pa.Table.from_batches(self._pending, schema=self.schema).combine_chunks()
-            try:
-                for batch in table.to_batches():
-                    self._ipc.write_batch(batch)
-            except OSError as error:
-                raise _disk_error(self.path, error) from error
+            for batch in table.to_batches():
+                data = memoryview(batch.serialize())
+                self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
+                self._crc = zlib.crc32(data, self._crc)
+                try:
+                    while data:
+                        data = data[self._file.write(data) :]
+                except OSError as error:
+                    raise _disk_error(self.path, error) from error
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
     def close(self) -> None:
         """Flush and end the pass; calling it again does nothing."""
-        if self._ipc is None:
+        if self._file.closed:
             return
         try:
             self._flush()
-            self._ipc.close()
-        except OSError as error:
-            raise _disk_error(self.path, error) from error
         finally:
-            self._ipc = None
             self._file.close()
 
     def batches(self) -> Iterator[pa.Table]:
         """The rows in ascending frame order, a batch at a time, each sorted by frame and object."""
         with pa.OSFile(str(self.path), "rb") as file:
-            reader = pa.ipc.open_file(file)
-            order = range(reader.num_record_batches)
+            order = range(len(self._ends))
             for number in reversed(order) if self.descending else order:
-                yield _sorted(pa.Table.from_batches([reader.get_batch(number)]))
+                start = self._ends[number - 1] if number else 0
+                file.seek(start)
+                batch = pa.ipc.read_record_batch(file.read_buffer(self._ends[number] - start), self.schema)
+                yield _sorted(pa.Table.from_batches([batch]))
 
 
 class RowSpool:
@@ -106,25 +150,48 @@ class RowSpool:
 
     Args:    scratch_dir: where the scratch folder is made; None for the system's.
              schema: of every row; it has `frame_index` and `object_id`.
+             folder: the scratch folder itself, for rows that shall outlive the process: it stays on close.
     """
 
-    def __init__(self, scratch_dir: Path | None = None, schema: pa.Schema = MASKS) -> None:
-        if scratch_dir is not None:
-            scratch_dir.mkdir(parents=True, exist_ok=True)
-        self.directory = Path(tempfile.mkdtemp(prefix="masksieve-rows-", dir=scratch_dir))
+    def __init__(
+        self, scratch_dir: Path | None = None, schema: pa.Schema = MASKS, *, folder: Path | None = None
+    ) -> None:
+        for path in (scratch_dir, folder):
+            if path is not None:
+                path.mkdir(parents=True, exist_ok=True)
+        self.directory = folder or Path(tempfile.mkdtemp(prefix="masksieve-rows-", dir=scratch_dir))
         self.schema = schema
+        self._stays = folder is not None
         self._passes: dict[str, PassWriter] = {}
+        self._restored: set[str] = set()
 
     def add_pass(self, name: str, descending: bool = False) -> PassWriter:
-        """Start a pass. Its frames ascend, or descend throughout.
+        """Start a pass, or go on with one that was restored. Its frames ascend, or descend throughout.
 
         Raises:  StorageError if the name is taken.
         """
+        if name in self._restored:
+            self._restored.remove(name)
+            return self._passes[name]
         if name in self._passes:
             raise StorageError("a new pass name", f"{name!r} again", "name each pass once")
         writer = PassWriter(self.directory / f"{len(self._passes)}.arrow", self.schema, descending=descending)
         self._passes[name] = writer
         return writer
+
+    def mark(self) -> dict[str, dict[str, Any]]:
+        """Make every pass durable up to here; what `restore` takes, by pass."""
+        return {name: writer.mark() for name, writer in self._passes.items()}
+
+    def restore(self, marks: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the passes that another process left in the folder, each cut to its mark.
+
+        Raises:  StorageError if a file is missing, shorter than its mark, or not what it was then.
+        """
+        for number, (name, mark) in enumerate(marks.items()):
+            path = self.directory / f"{number}.arrow"
+            self._passes[name] = PassWriter(path, self.schema, descending=mark["descending"], mark=mark)
+            self._restored.add(name)
 
     def merged(self, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
         """All rows by frame_index and object_id, in batches of exactly `batch_rows` (the last may be shorter).
@@ -168,12 +235,13 @@ class RowSpool:
             yield parts[0][1] if len(parts) == 1 else _settle(parts)
 
     def close(self) -> None:
-        """Remove the scratch files; calling it again does nothing."""
+        """Remove the scratch files, unless their folder was given; calling it again does nothing."""
         try:
             for writer in self._passes.values():
                 writer.close()
         finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            if not self._stays:
+                shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> RowSpool:
         return self

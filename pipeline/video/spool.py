@@ -6,13 +6,16 @@ import errno
 import os
 import shutil
 import tempfile
+import zlib
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DiskSpaceError, ShapeError
+from pipeline.errors import DiskSpaceError, ShapeError, StorageError
 from pipeline.video.stream import Frame
 
 RESERVE_BYTES = 64 << 20  # scratch disk that stays free
@@ -21,6 +24,8 @@ RESERVE_BYTES = 64 << 20  # scratch disk that stays free
 class FrameSpool:
     """Consecutive frames in an unnamed scratch file: gone when closed, and when the process dies.
 
+    With `path` the file has a name and stays, so that a later run can go on from where one died (`mark`, `restore`).
+
     Reads and writes go through the page cache, not through a mapping, so memory does not grow with the number of frames
     and a full disk is an error that can be caught.
 
@@ -28,24 +33,31 @@ class FrameSpool:
         scratch_dir: folder of the file, made if missing.
         capacity_frames: number of frames that will come at most.
         size: side of the square frames in px.
+        path: where to keep the file for good; None for an unnamed one.
 
     Raises:
         DiskSpaceError: at once if `capacity_frames` do not fit on the disk; in `append` if the disk filled up since.
     """
 
-    def __init__(self, scratch_dir: Path, capacity_frames: int, size: int) -> None:
+    def __init__(self, scratch_dir: Path, capacity_frames: int, size: int, *, path: Path | None = None) -> None:
         self.capacity_frames, self.size = capacity_frames, size
         self._frame_bytes = size * size * 3
         self._dir = Path(scratch_dir)
         self._first = 0
         self._pts_seconds = array("d")
+        self._crc = 0
         need = predicted_bytes(capacity_frames, size)
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._dir).free - RESERVE_BYTES
+            if path is not None and path.exists():
+                free += path.stat().st_size
             if need > free:
                 raise _too_little(self._dir, need, free)
-            self._file = tempfile.TemporaryFile(dir=self._dir, buffering=0)  # noqa: SIM115 - lives as long as the spool
+            if path is None:
+                self._file = tempfile.TemporaryFile(dir=self._dir, buffering=0)  # noqa: SIM115 - lives as long as we do
+            else:
+                self._file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             got = f"{self._dir} ({error.strerror})"
             raise DiskSpaceError("a writable scratch folder", got, "set output.scratch_dir") from error
@@ -71,6 +83,7 @@ class FrameSpool:
         if count and frame.index != self._first + count:
             raise ShapeError(f"frame {self._first + count} next", f"frame {frame.index}", "append frames in order")
         data = memoryview(frame.rgb_hw3.tobytes())
+        crc = zlib.crc32(data, self._crc)
         offset = count * self._frame_bytes
         try:
             while data:
@@ -84,6 +97,29 @@ class FrameSpool:
         if not count:
             self._first = frame.index
         self._pts_seconds.append(frame.pts_seconds)
+        self._crc = crc
+
+    def mark(self) -> dict[str, Any]:
+        """Put every frame on the disk for good, and say how far that is: numbers that `restore` takes."""
+        os.fsync(self._file.fileno())
+        return {"first": self._first, "pts_seconds": self._pts_seconds.tolist(), "crc": self._crc}
+
+    def restore(self, mark: Mapping[str, Any]) -> None:
+        """Take the frames that another process left in `path`, cut to its mark.
+
+        Raises: StorageError if the file is shorter than its mark, or not what it was then.
+        """
+        pts_seconds, crc, data = array("d", mark["pts_seconds"]), 0, bytearray(self._frame_bytes)
+        for position in range(len(pts_seconds)):
+            if os.preadv(self._file.fileno(), [data], position * self._frame_bytes) != len(data):
+                break
+            crc = zlib.crc32(data, crc)
+        if crc != mark["crc"] or len(pts_seconds) > self.capacity_frames:
+            raise StorageError(
+                f"{len(pts_seconds)} frames as they were at the checkpoint", "others", "start the video over"
+            )
+        os.ftruncate(self._file.fileno(), len(pts_seconds) * self._frame_bytes)
+        self._first, self._pts_seconds, self._crc = mark["first"], pts_seconds, crc
 
     def read(self, index: int) -> Frame:
         """The frame of that frame_index, as appended.
@@ -105,7 +141,7 @@ class FrameSpool:
         return len(self._pts_seconds)
 
     def close(self) -> None:
-        """Give the disk space back; safe to call more than once."""
+        """Give the disk space back (a file with a name stays); safe to call more than once."""
         self._file.close()
 
     def __enter__(self) -> FrameSpool:

@@ -129,3 +129,53 @@ def test_a_pass_name_is_used_once_and_ended_passes_take_no_rows(tmp_path: Path) 
         assert list(spool.merged()) == []
         with pytest.raises(StorageError, match="closed"):
             forward.append(frame(0, "f", o1="visible"))
+
+
+@settings(deadline=None)
+@given(frames=video, kept=st.integers(0, 25), flush_rows=st.integers(1, 9), descending=st.booleans())
+def test_a_pass_that_died_goes_on_from_its_mark(
+    tmp_path_factory: pytest.TempPathFactory,
+    frames: list[dict[int, str]],
+    kept: int,
+    flush_rows: int,
+    descending: bool,
+) -> None:
+    order = list(enumerate(frames))[:: -1 if descending else 1]
+    rows = [frame(i, "r", **{f"o{key}": value for key, value in objects.items()}) for i, objects in order]
+    folder = tmp_path_factory.mktemp("rows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rowspool, "FLUSH_ROWS", flush_rows)
+        with RowSpool(schema=SCHEMA) as whole:
+            writer = whole.add_pass("r", descending)
+            for one in rows:
+                writer.append(one)
+            wanted = keys(list(whole.merged()))
+        died = RowSpool(schema=SCHEMA, folder=folder)
+        writer = died.add_pass("r", descending)
+        for one in rows[:kept]:
+            writer.append(one)
+        marks = died.mark()
+        for one in rows[kept:]:
+            writer.append(one)  # lost: never named by a mark
+        writer._flush()
+        with RowSpool(schema=SCHEMA, folder=folder) as spool:
+            spool.restore(marks)
+            writer = spool.add_pass("r", descending)
+            for one in rows[kept:]:
+                writer.append(one)
+            assert keys(list(spool.merged())) == wanted
+        assert list(folder.iterdir()) == [folder / "0.arrow"]
+
+
+@pytest.mark.parametrize("damage", ["shorter", "another", "missing"])
+def test_scratch_that_is_not_what_it_was_is_refused(tmp_path: Path, damage: str) -> None:
+    died = RowSpool(schema=SCHEMA, folder=tmp_path)
+    died.add_pass("r").append(frame(0, "r", o1="visible"))
+    marks, path = died.mark(), tmp_path / "0.arrow"
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "shorter" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StorageError, match="start the video over"):
+        RowSpool(schema=SCHEMA, folder=tmp_path).restore(marks)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import DiskSpaceError, ShapeError
+from pipeline.errors import DiskSpaceError, ShapeError, StorageError
 from pipeline.video.spool import FrameSpool, predicted_bytes
 from pipeline.video.stream import Frame
 
@@ -88,3 +88,31 @@ def test_more_than_the_capacity_and_unknown_frames_are_refused(tmp_path: Path) -
             spool.append(frame(5))
         with pytest.raises(ShapeError, match=r"got frame 3 \(frames 4..4\)"):
             spool.read(3)
+
+
+def test_a_spool_that_died_goes_on_from_its_mark(tmp_path: Path) -> None:
+    path = tmp_path / "frames"
+    died = FrameSpool(tmp_path, 6, 8, path=path)
+    for index in range(2, 5):
+        died.append(frame(index))
+    mark = died.mark()
+    died.append(frame(5))
+    with FrameSpool(tmp_path, 6, 8, path=path) as spool:
+        spool.restore(mark)
+        assert (len(spool), path.stat().st_size) == (3, 3 * 8 * 8 * 3)
+        spool.append(frame(5))
+        for index in range(2, 6):
+            np.testing.assert_array_equal(spool.read(index).rgb_hw3, frame(index).rgb_hw3)
+            assert spool.read(index).pts_seconds == index / 30
+    assert path.exists()
+
+
+@pytest.mark.parametrize("damage", ["shorter", "another"])
+def test_frames_that_are_not_what_they_were_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "frames"
+    died = FrameSpool(tmp_path, 2, 8, path=path)
+    died.append(frame(0))
+    mark, data = died.mark(), path.read_bytes()
+    path.write_bytes(data[:-1] if damage == "shorter" else bytes([data[0] ^ 1]) + data[1:])
+    with FrameSpool(tmp_path, 2, 8, path=path) as spool, pytest.raises(StorageError, match="start the video over"):
+        spool.restore(mark)
