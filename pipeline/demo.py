@@ -131,34 +131,20 @@ def prompts_from_truth(ids_hw: NDArray[np.uint8], kind: str, *, most: int = 3) -
     Args:    ids_hw: (H, W) uint8 visible object ids; kind: "click" (innermost pixel) or "box"; most: at most so many.
     Returns: the content of a prompts.json, version 1.
     """
+    from pipeline.nano.follow import innermost_pixel, tight_box
+
     areas = {int(i): int((ids_hw == i).sum()) for i in np.unique(ids_hw) if i}
     chosen = sorted(sorted(areas, key=lambda i: -areas[i])[:most])
     objects = []
     for object_id in chosen:
         mask = ids_hw == object_id
-        x, y = innermost_pixel(mask)
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-        prompt: dict[str, Any] = {"frame_index": 0}
-        prompt |= {"box": box} if kind == "box" else {"points": [[x, y, 1]]}
-        objects.append({"object_id": object_id, "label": "shape", "prompts": [prompt]})
+        shown = (
+            {"box": [round(edge) for edge in tight_box(mask)]}
+            if kind == "box"
+            else {"points": [[*innermost_pixel(mask), 1]]}
+        )
+        objects.append({"object_id": object_id, "label": "shape", "prompts": [{"frame_index": 0, **shown}]})
     return {"version": 1, "objects": objects}
-
-
-def innermost_pixel(mask_hw: NDArray[np.bool_]) -> tuple[int, int]:
-    """The pixel (x, y) of a mask that is farthest from its edge, by peeling ring after ring."""
-    left = np.pad(mask_hw, 1)
-    while True:
-        inner = left.copy()
-        inner[1:] &= left[:-1]
-        inner[:-1] &= left[1:]
-        inner[:, 1:] &= left[:, :-1]
-        inner[:, :-1] &= left[:, 1:]
-        if not inner.any():
-            ys, xs = np.nonzero(left)
-            middle = int(np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2))
-            return int(xs[middle]) - 1, int(ys[middle]) - 1
-        left = inner
 
 
 def true_ious(rows: pa.Table, ids_thw: NDArray[np.uint8]) -> dict[Key, float]:

@@ -129,11 +129,6 @@ class Ledger:
         """The number of the highest generation, 0 if there is none."""
         return max(self.generations(video_id), default=0)
 
-    def is_done(self, video_id: str, work_key: str) -> bool:
-        """Whether the newest generation is this very work."""
-        newest = self.newest(video_id)
-        return newest is not None and newest.work_key == work_key
-
     def commit(
         self,
         video_id: str,

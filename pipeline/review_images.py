@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import rle
 from pipeline.derive import ReviewImages, Stretch
 from pipeline.ledger import Commit
 from pipeline.render.overlay import MaskView, draw_frame
@@ -60,29 +59,12 @@ def write_review_images(
             plain = f"{folder}/{frame.index:08d}.jpg"
             store.put_atomic(plain, _jpeg(frame.rgb_hw3, settings.output.jpeg_quality))
             for stretch in wanted[frame.index]:
-                view = _view(rows[frame.index, stretch.object_id], stretch.uncertainty)
+                row = rows[frame.index, stretch.object_id]
+                view = MaskView.of_row(row | {"decision": "review", "uncertainty": stretch.uncertainty})
                 overlay = f"{folder}/{frame.index:08d}-{stretch.review_id}.jpg"
                 store.put_atomic(overlay, _jpeg(draw_frame(frame.rgb_hw3, [view]), settings.output.jpeg_quality))
                 found[stretch.review_id] = ReviewImages(store.uri(plain), store.uri(overlay))
     return found
-
-
-def _view(row: Mapping[str, object], uncertainty: float | None) -> MaskView:
-    height, width, counts = row["height"], row["width"], row["rle"]
-    assert isinstance(height, int)
-    assert isinstance(width, int)
-    empty = np.zeros((height, width), dtype=bool)
-    object_id = row["object_id"]
-    assert isinstance(object_id, int)
-    return MaskView(
-        object_id=object_id,
-        label=None if row["label"] is None else str(row["label"]),
-        mask_hw=rle.decode(counts, height, width) if isinstance(counts, bytes) else empty,
-        decision="review",
-        visibility=str(row["visibility"]),
-        uncertainty=uncertainty,
-        prompted=None if row["prompted"] is None else str(row["prompted"]),
-    )
 
 
 def _jpeg(rgb_hw3: NDArray[np.uint8], quality: int) -> bytes:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.errors import ShapeError
 from pipeline.render.palette import HOLD, REVIEW, RGB, decision_colour, font, object_colour
+from pipeline.rle import decode
 
 _SMALLEST_SIDE_PX = 360
 _LARGEST_SIDE_PX = 1280
@@ -39,6 +40,21 @@ class MaskView:
     uncertainty: float | None
     prompted: str | None = None
     reasons: tuple[str, ...] = ()
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> MaskView:
+        """The view of one row of LABELS; a row without a mask gets an empty one."""
+        size = row["height"], row["width"]
+        return cls(
+            object_id=row["object_id"],
+            label=row["label"],
+            mask_hw=decode(row["rle"], *size) if row["rle"] else np.zeros(size, bool),
+            decision=row["decision"],
+            visibility=row["visibility"],
+            uncertainty=row["uncertainty"],
+            prompted=row["prompted"],
+            reasons=tuple(row.get("reasons") or ()),
+        )
 
     @property
     def name(self) -> str:

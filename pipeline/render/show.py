@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,6 @@ from pipeline.render.labelled import Labelled
 from pipeline.render.masklet import Masklet, masklets
 from pipeline.render.overlay import MaskView, Strip, display_scale, draw_frame
 from pipeline.render.timeline import draw_timeline
-from pipeline.rle import decode
 from pipeline.settings import DecodeSettings
 from pipeline.video.probe import VideoInfo, probe_video
 from pipeline.video.stream import FrameStream
@@ -169,20 +167,5 @@ def _by_frame(rows: pa.Table, info: VideoInfo) -> Iterator[list[tuple[MaskView, 
     index = rows["frame_index"].to_numpy()
     bounds = np.searchsorted(index, np.arange(info.num_frames + 1))
     for start, stop in itertools.pairwise(bounds):
-        yield [_view(row) for row in rows.slice(start, stop - start).to_pylist()]
-
-
-def _view(row: dict[str, Any]) -> tuple[MaskView, list[float] | None, float | None]:
-    height, width = row["height"], row["width"]
-    mask = decode(row["rle"], height, width) if row["rle"] else np.zeros((height, width), bool)
-    view = MaskView(
-        object_id=row["object_id"],
-        label=row["label"],
-        mask_hw=mask,
-        decision=row["decision"],
-        visibility=row["visibility"],
-        uncertainty=row["uncertainty"],
-        prompted=row["prompted"],
-        reasons=tuple(row["reasons"] or ()),
-    )
-    return view, row["bbox_xyxy"], row.get("true_iou")
+        here = rows.slice(start, stop - start).to_pylist()
+        yield [(MaskView.of_row(row), row["bbox_xyxy"], row.get("true_iou")) for row in here]

@@ -9,20 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.demo import DEMO_CLIPS, agreement, innermost_pixel, make_drop, prompts_from_truth, true_ious
+from pipeline.demo import DEMO_CLIPS, agreement, make_drop, prompts_from_truth, true_ious
 from pipeline.prompts import load_prompts
 from pipeline.rle import empty_mask, encode_mask
 from pipeline.settings import DecodeSettings
 from pipeline.video.probe import probe_video
-
-
-def test_the_innermost_pixel_is_farthest_from_the_edge() -> None:
-    mask = np.zeros((40, 60), bool)
-    mask[5:16, 10:21] = True
-    assert innermost_pixel(mask) == (15, 10)
-    mask[:] = False
-    mask[7, 9] = True
-    assert innermost_pixel(mask) == (9, 7)
 
 
 @pytest.mark.parametrize("kind", ["click", "box"])

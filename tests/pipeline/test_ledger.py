@@ -47,16 +47,12 @@ def commit(ledger: Ledger, parent: int, key: str = "k", run: str = "run", drop: 
 
 def test_generations_count_up_and_the_newest_decides(ledger: Ledger) -> None:
     assert ledger.newest(VIDEO) is None
-    assert not ledger.is_done(VIDEO, "k1")
     first = commit(ledger, 0, "k1")
     assert (first.generation, first.parent, first.rows, first.first_seen) == (1, 0, 7, "first")
-    assert ledger.is_done(VIDEO, "k1")
     second = commit(ledger, 1, "k2", drop="second")
     assert (second.generation, second.drop, second.first_seen) == (2, "second", "first")
     assert ledger.newest(VIDEO) == second
     assert ledger.generations(VIDEO) == [1, 2]
-    assert ledger.is_done(VIDEO, "k2")
-    assert not ledger.is_done(VIDEO, "k1")
     listed = [key for key in ledger.store.list() if key.startswith("commits/")]
     assert listed == [f"commits/{VIDEO}/000001.json", f"commits/{VIDEO}/000002.json"]
     body = json.loads(ledger.store.get(listed[1]))
@@ -71,7 +67,6 @@ def test_work_begun_on_an_older_generation_is_refused(ledger: Ledger) -> None:
     with pytest.raises(CommitConflict, match="generation 2 of run run"):
         commit(ledger, 1, "k3", run="orphan")
     assert ledger.generations(VIDEO) == [1, 2]
-    assert ledger.is_done(VIDEO, "k2")
 
 
 def test_a_rival_that_did_the_same_work_is_no_conflict(ledger: Ledger) -> None:

@@ -24,6 +24,15 @@ def test_the_innermost_pixel_of_a_ring_is_on_the_ring() -> None:
     assert 10 < np.hypot(px - 20, py - 20) < 16
 
 
+def test_the_innermost_pixel_is_farthest_from_the_edge() -> None:
+    mask = np.zeros((40, 60), bool)
+    mask[5:16, 10:21] = True
+    assert innermost_pixel(mask) == (15, 10)
+    mask[:] = False
+    mask[7, 9] = True
+    assert innermost_pixel(mask) == (9, 7)
+
+
 def test_the_box_of_a_mask_is_tight_with_exclusive_edges() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:5, 3:9] = True
