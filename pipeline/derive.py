@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.checksum import file_sha256
 from pipeline.errors import StorageError
 from pipeline.ledger import Commit, Ledger
-from pipeline.records import LABELS, MASKS, REVIEW, read_metadata
+from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
 from pipeline.route import Policy, decide
 from pipeline.storage.manifest import ROW_GROUP_ROWS, ParquetFile, derived_key
 from pipeline.storage.objects import ObjectStore
@@ -98,7 +99,7 @@ def derive(
     Args:    images: called with the stretches; gives pictures by review_id. None keeps those that an earlier
                  derivation of the same generation named.
     Returns: what was done; doing it again changes nothing.
-    Raises:  StorageError if the video was never committed or its facts are damaged.
+    Raises:  StorageError if the video was never committed, its facts are damaged or a later release wrote them.
     """
     repairing = False
     for _ in range(ATTEMPTS):
@@ -163,6 +164,7 @@ def prepared(
         plan = Plan(store, commit, policy, counts)
         metadata = {
             **read_metadata(facts.schema_arrow),
+            "schema_version": SCHEMA_VERSION,
             "generation": commit.generation,
             "facts_sha256": commit.file("masks").sha256,
             "policy": policy.model_dump(mode="json"),
@@ -174,7 +176,7 @@ def prepared(
             file = ParquetFile(schema, metadata, row_group_rows=row_group_rows, scratch_dir=scratch_dir)
             plan.files[layer] = stack.enter_context(file)
         finder = _Finder(stretches, pictures)
-        for batch in facts.iter_batches(BATCH_ROWS):
+        for batch in _batches(facts, MASKS.names):
             decisions = decide(batch, policy)
             columns = [batch.column(name) for name in MASKS.names] + decisions.columns
             rows = pa.RecordBatch.from_arrays(columns, schema=LABELS)
@@ -185,6 +187,14 @@ def prepared(
         for file in plan.files.values():
             file.finish()
         yield plan
+
+
+def _batches(facts: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The facts in batches, with the columns of today's schema."""
+    version = str(read_metadata(facts.schema_arrow).get("schema_version"))
+    there = [name for name in names if name in facts.schema_arrow.names]
+    for batch in facts.iter_batches(BATCH_ROWS, columns=there):
+        yield upgraded(batch, version)
 
 
 def _flagged(decisions: pa.RecordBatch) -> Any:
@@ -200,7 +210,7 @@ def _survey(facts: pq.ParquetFile, policy: Policy, video_id: str) -> tuple[list[
     counts = dict.fromkeys(
         ("rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches"), 0
     )
-    for batch in facts.iter_batches(BATCH_ROWS, columns=names):
+    for batch in _batches(facts, names):
         decisions = decide(batch, policy)
         visibility, prompted = batch.column("visibility").to_pylist(), batch.column("prompted").to_pylist()
         decided, audited = decisions.column("decision").to_pylist(), decisions.column("audit").to_pylist()
@@ -281,8 +291,7 @@ def _local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -
         else:
             if not path.is_file():
                 raise StorageError(f"facts at {path}", "no file", "restore it, or remove the commit and label again")
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = file_sha256(path)
         if digest != record.sha256:
             got = f"{digest[:12]} at {store.uri(record.key)}"
             raise StorageError(f"facts with SHA-256 {record.sha256[:12]}", got, "label the video again")

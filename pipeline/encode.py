@@ -26,6 +26,7 @@ class RowContext:
         labels: text per object id.
         height, width: of the video as presented, px.
         given: full masks that a person gave, (height, width) bool, by (object_id, frame_index).
+        auto: ids of the objects that the automatic prompter found; those found on the way are added.
     """
 
     video_id: str
@@ -34,6 +35,7 @@ class RowContext:
     height: int
     width: int
     given: dict[tuple[int, int], NDArray[np.bool_]] = field(default_factory=dict)
+    auto: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class EncodeStage:
 
 
 def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> dict[str, Any]:
-    """One row of facts, as `records.MASKS` (temporal columns are filled at the merge)."""
+    """One row of facts, as `records.MASKS` (columns about other frames are filled at the merge)."""
     result = scored.result
     encoded = None
     if result.prompted == "mask":  # the truth itself, not the model's small copy of it
@@ -129,11 +131,14 @@ def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> d
         "bbox_xyxy": None if encoded is None else encoded.bbox_xyxy,
         "visibility": visibility,
         "prompted": result.prompted,
+        "auto": result.object_id in context.auto,
         "direction": result.direction,
         "sam_score": result.sam_score,
         "object_score": result.object_score,
         "stability": None if hollow else scored.stability,
         "entropy_bits": None if hollow else scored.entropy_bits,
+        "shot_index": 0,
+        "across_cut": False,
         "score_source": scored.score_source,
         **scored.scores,
     }

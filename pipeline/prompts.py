@@ -85,6 +85,11 @@ class ObjectPrompts:
     frames: tuple[FramePrompt, ...]
     earliest: int = 0
 
+    @property
+    def auto(self) -> bool:
+        """Whether no person gave any of its prompts."""
+        return all(prompt.auto for prompt in self.frames)
+
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:

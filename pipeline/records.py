@@ -14,15 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import StorageError
 from usam import targets
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 METADATA_PREFIX = "masksieve."
-
-VISIBILITIES = ("visible", "absent", "untracked")
-PROMPT_KINDS = ("click", "box", "mask", "auto")
-DIRECTIONS = ("forward", "reverse", "none")
-DECISIONS = ("accept", "review", "hold")
 
 IOU_HEADS = (*targets.IOU_HEADS, targets.TRACKED_HEAD)
 GAP_HEADS = targets.GAP_HEADS
@@ -53,6 +49,7 @@ MASKS = pa.schema(
         pa.field("bbox_xyxy", _BBOX),  # pixels, right and lower edge exclusive; null when there is no pixel
         _required("visibility", pa.string()),
         pa.field("prompted", pa.string()),
+        _required("auto", pa.bool_()),  # the automatic prompter found the object, no person pointed at it
         _required("direction", pa.string()),
         pa.field("sam_score", pa.float32()),
         pa.field("object_score", pa.float32()),  # logit: above 0 the model says that the object is there
@@ -61,6 +58,8 @@ MASKS = pa.schema(
         *(pa.field(name, pa.float32()) for name in HEAD_COLUMNS),
         pa.field("temporal_iou", pa.float32()),
         pa.field("area_change", pa.float32()),
+        _required("shot_index", pa.int32()),  # scene cuts before this frame
+        _required("across_cut", pa.bool_()),  # a cut lies between this row and every prompted frame of its object
         pa.field("score_source", pa.string()),  # the column that holds the predicted IoU
     ]
 )
@@ -120,6 +119,32 @@ REVIEW = pa.schema(
     ]
 )
 """Rows that a person should see: decision `review`, and the audited ones among the accepted."""
+
+
+# What a column says in facts of an older schema, which lack it: no object was found automatically then, and no cut
+# was looked for, as with `propagate.on_cut: ignore`.
+_ADDED: dict[str, dict[str, Any]] = {"1": {"auto": False, "shot_index": 0, "across_cut": False}}
+
+
+def upgraded(facts: pa.RecordBatch, version: str) -> pa.RecordBatch:
+    """Facts of an older schema with the columns of this one, in its order.
+
+    Args:    facts: some or all columns of the MASKS of that version; columns that later versions added are filled in.
+             version: `schema_version` of the file.
+    Raises:  StorageError for a version that this release does not know.
+    """
+    if version == SCHEMA_VERSION:
+        return facts
+    if version not in _ADDED:
+        known = ", ".join([*_ADDED, SCHEMA_VERSION])
+        raise StorageError(
+            f"facts of schema version {known}", f"version {version!r}", "update masksieve, or label again"
+        )
+    columns = dict(zip(facts.schema.names, facts.columns, strict=True))
+    for name, value in _ADDED[version].items():
+        columns[name] = pa.array([value] * facts.num_rows, MASKS.field(name).type)
+    schema = pa.schema([field for field in MASKS if field.name in columns])
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def file_metadata(values: Mapping[str, Any]) -> dict[bytes, bytes]:

@@ -27,6 +27,8 @@ FACT_COLUMNS = (
     "object_id",
     "visibility",
     "prompted",
+    "auto",
+    "across_cut",
     "object_score",
     "area_px",
     "temporal_iou",
@@ -47,6 +49,8 @@ class Policy(BaseModel):
         max_uncertainty: highest uncertainty that is accepted, 0..1.
         hold_above_uncertainty: higher than this is held back, not worth a person's time; None holds nothing.
         absent: what happens to a row whose object the model calls absent. `score`: treat it like a visible one.
+        across_cut: what happens to a row that a scene cut parts from every prompted frame of its object.
+        auto_margin: added to the uncertainty of automatically found objects before it meets a threshold, 0..1.
         min_object_score: lowest object logit of a visible row that is accepted; None leaves it out.
         min_temporal_iou: lowest IoU with the row before; lower is a temporal break. None leaves it out.
         max_area_change: highest |relative change of area| against the row before, 0..1; None leaves it out.
@@ -63,6 +67,8 @@ class Policy(BaseModel):
     max_uncertainty: float = Field(default=0.25, ge=0, le=1, allow_inf_nan=False)
     hold_above_uncertainty: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     absent: Literal["review", "accept", "hold", "score"] = "review"
+    across_cut: Literal["review", "accept"] = "review"
+    auto_margin: float = Field(default=0.05, ge=0, le=1, allow_inf_nan=False)
     min_object_score: float | None = Field(default=None, allow_inf_nan=False)
     min_temporal_iou: float | None = Field(default=0.3, ge=0, le=1, allow_inf_nan=False)
     max_area_change: float | None = Field(default=0.7, ge=0, le=1, allow_inf_nan=False)
@@ -115,8 +121,9 @@ def decide(facts: pa.Table | pa.RecordBatch, policy: Policy) -> pa.RecordBatch:
     """Decide every row of a batch of facts.
 
     Rules, in order: an untracked row is held; a full-mask prompt is given, so accepted; an absent object, a missing
-    score, a high uncertainty, a low object score, a temporal break, a jump of the area or a tiny mask send the row to
-    review. Temporal rules leave out prompted rows (a prompt may well move the mask) and absent ones.
+    score, a high uncertainty, a low object score, a temporal break, a jump of the area, a tiny mask or a scene cut
+    since the nearest prompt send the row to review. Temporal rules leave out prompted rows (a prompt may well move the
+    mask) and absent ones.
 
     Args:    facts: rows with `FACT_COLUMNS` and every column that `score_source` names.
              policy: the thresholds.
@@ -150,9 +157,12 @@ def decide(facts: pa.Table | pa.RecordBatch, policy: Policy) -> pa.RecordBatch:
         np.logical_or(review, where, out=review)
 
     rule(scored & unscored, "no score", "add_click")
-    high = scored & (uncertainty > policy.max_uncertainty)
+    margin = np.where(_flags(facts, "auto"), policy.auto_margin, 0.0)
+    compared = uncertainty + margin
+    high = scored & (compared > policy.max_uncertainty)
     _suggest_by_gap(facts, high, policy, reasons)
-    rule(high, [_versus("uncertainty", x, ">", policy.max_uncertainty) for x in uncertainty[high]], "add_click")
+    numbers = zip(compared[high], margin[high], strict=True)
+    rule(high, [_versus(_uncertainty(extra), x, ">", policy.max_uncertainty) for x, extra in numbers], "add_click")
     seen = predicted & (visibility == "visible")
     if policy.min_object_score is not None:
         logit = _floats(facts, "object_score")
@@ -175,10 +185,12 @@ def decide(facts: pa.Table | pa.RecordBatch, policy: Policy) -> pa.RecordBatch:
         area = _floats(facts, "area_px")
         tiny = seen & (area < policy.min_area_px)
         rule(tiny, [f"area {int(x)} px < {policy.min_area_px} px" for x in area[tiny]], "add_box")
+    if policy.across_cut == "review":
+        rule(predicted & _flags(facts, "across_cut"), "across a scene cut", "check_identity")
 
     hold = untracked | (absent & (policy.absent == "hold"))
     if policy.hold_above_uncertainty is not None:
-        hopeless = scored & (uncertainty > policy.hold_above_uncertainty)
+        hopeless = scored & (compared > policy.hold_above_uncertainty)
         reasons.add(hopeless, f"held: uncertainty above {policy.hold_above_uncertainty:g}")
         hold |= hopeless
     accept = ~hold & ~review
@@ -203,6 +215,11 @@ def decide(facts: pa.Table | pa.RecordBatch, policy: Policy) -> pa.RecordBatch:
     )
 
 
+def _uncertainty(margin: float) -> str:
+    """How a reason names the number that was compared."""
+    return f"uncertainty with {margin:g} for an automatic prompt" if margin else "uncertainty"
+
+
 def _versus(what: str, value: float, sign: str, limit: float) -> str:
     """`uncertainty 0.31 > 0.24`, with as many decimals as it takes for the two numbers to differ."""
     digits = next((count for count in range(2, 9) if round(value, count) != round(limit, count)), 9)
@@ -225,6 +242,12 @@ def _floats(facts: pa.Table | pa.RecordBatch, name: str) -> Floats:
 def _strings(facts: pa.Table | pa.RecordBatch, name: str) -> npt.NDArray[np.object_]:
     """A string column with "" for null."""
     values: npt.NDArray[np.object_] = _column(facts, name).fill_null("").to_numpy(zero_copy_only=False).astype(object)
+    return values
+
+
+def _flags(facts: pa.Table | pa.RecordBatch, name: str) -> Mask:
+    """A boolean column with false for null."""
+    values: Mask = _column(facts, name).fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
     return values
 
 

@@ -19,7 +19,7 @@ from pipeline import rle
 from pipeline.derive import ReviewImages, Stretch, derive, prepared
 from pipeline.errors import StorageError
 from pipeline.ledger import Commit, Ledger
-from pipeline.records import LABELS, MASKS, REVIEW, read_metadata
+from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata
 from pipeline.route import Policy
 from pipeline.storage.manifest import FileRecord, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
@@ -49,6 +49,7 @@ def facts(scores: dict[int, list[float]], **changes: dict[tuple[int, int], Any])
             "video_id": VIDEO, "video_uri": "v.mp4", "frame_index": frame, "pts_seconds": frame / 25,
             "object_id": object_id, "height": 8, "width": 8, "rle": mask.counts, "area_px": mask.area_px,
             "bbox_xyxy": mask.bbox_xyxy, "visibility": "visible", "direction": "forward",
+            "auto": False, "shot_index": 0, "across_cut": False,
             "iou_tracked": scores[object_id][frame], "score_source": "iou_tracked",
             **{name: values[frame, object_id] for name, values in changes.items() if (frame, object_id) in values},
         }
@@ -276,3 +277,34 @@ def test_nothing_committed_and_damaged_facts_are_named(local: Ledger, tmp_path: 
         derive(local.store, local, VIDEO, POLICY)
     assert isinstance(record, FileRecord)
     assert local.store.list("labels/") == []
+
+
+def _older(record_version: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commit facts as another schema version would have written them."""
+    monkeypatch.setattr("pipeline.records.SCHEMA_VERSION", record_version)
+    kept = [name for name in MASKS.names if name not in ("auto", "shot_index", "across_cut")]
+    batch = facts(SCORES).select(kept)
+    key = facts_key("masks", "first", VIDEO, "000001-old")
+    record = write_facts(ledger.store, "masks", key, [batch], batch.schema, {"drop": "first"})
+    ledger.commit(
+        VIDEO, parent=0, work_key="old", video_uri="v.mp4", drop="first", files=[record], run_id="r", attempt=1,
+        started_at=datetime.now(UTC),
+    )  # fmt: skip
+    monkeypatch.undo()
+
+
+def test_facts_of_the_first_schema_are_read_as_one_shot_without_automatic_objects(
+    local: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _older("1", local, monkeypatch)
+    assert derive(local.store, local, VIDEO, POLICY).status == "written"
+    labels = read(local, "labels")
+    assert labels.schema.remove_metadata().equals(LABELS)
+    assert read_metadata(labels.schema)["schema_version"] == SCHEMA_VERSION
+    assert labels.select(MASKS.names).to_pylist() == pa.Table.from_batches([facts(SCORES)]).to_pylist()
+
+
+def test_facts_of_a_later_schema_are_refused(local: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    _older("99", local, monkeypatch)
+    with pytest.raises(StorageError, match="version '99'; update masksieve"):
+        derive(local.store, local, VIDEO, POLICY)

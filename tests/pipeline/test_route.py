@@ -20,6 +20,7 @@ def facts(*rows: dict[str, Any]) -> pa.RecordBatch:
     base = {
         "video_id": "v", "video_uri": "v.mp4", "pts_seconds": 0.0, "object_id": 1, "height": 8, "width": 8,
         "visibility": "visible", "direction": "forward", "area_px": 20, "score_source": "iou_tracked",
+        "auto": False, "across_cut": False,
     }  # fmt: skip
     return pa.RecordBatch.from_pylist([{**base, "frame_index": i, **row} for i, row in enumerate(rows)], schema=MASKS)
 
@@ -134,6 +135,31 @@ def test_optional_rules_work_when_set() -> None:
     decision = one(policy, iou_tracked=0.95, object_score=0.5)
     assert decision["reasons"] == ["object score 0.50 < 1.00", "area 20 px < 30 px"]
     assert one(policy, iou_tracked=0.05, area_px=50, object_score=3.0)["decision"] == "hold"
+
+
+def test_a_row_across_a_cut_is_reviewed_however_sure_the_model_is() -> None:
+    decision = one(iou_tracked=0.99, across_cut=True)
+    assert (decision["decision"], decision["reasons"]) == ("review", ["across a scene cut"])
+    assert (decision["suggested_action"], decision["weight"]) == ("check_identity", 0.0)
+    lenient = one(Policy(across_cut="accept"), iou_tracked=0.99, across_cut=True)
+    assert (lenient["decision"], lenient["reasons"]) == ("accept", [])
+
+
+def test_a_cut_says_nothing_about_given_and_untracked_rows() -> None:
+    assert one(prompted="mask", across_cut=True)["reasons"] == ["given"]
+    untracked = one(visibility="untracked", across_cut=True)
+    assert (untracked["decision"], untracked["reasons"]) == ("hold", ["untracked"])
+
+
+def test_an_object_that_nobody_pointed_at_needs_a_margin_and_the_reason_says_so() -> None:
+    policy = Policy(max_uncertainty=0.25, auto_margin=0.1, hold_above_uncertainty=0.5)
+    decision = one(policy, iou_tracked=0.8, auto=True)
+    assert decision["decision"] == "review"
+    assert decision["reasons"] == ["uncertainty with 0.1 for an automatic prompt 0.30 > 0.25"]
+    assert decision["uncertainty"] == pytest.approx(0.2)
+    assert one(policy, iou_tracked=0.8)["decision"] == "accept"
+    assert one(policy, iou_tracked=0.9, auto=True)["decision"] == "accept"
+    assert one(policy, iou_tracked=0.45, auto=True)["decision"] == "hold"
 
 
 def test_the_audit_draw_is_a_share_of_the_accepted_and_does_not_depend_on_the_batch() -> None:

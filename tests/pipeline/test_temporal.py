@@ -22,6 +22,7 @@ def row(frame: int, object_id: int, columns: int | None) -> dict[str, object]:
     return {
         "video_id": "v", "video_uri": "v.mp4", "frame_index": frame, "pts_seconds": frame / 25, "object_id": object_id,
         "height": SIDE, "width": SIDE, "direction": "forward",
+        "auto": False, "shot_index": 0, "across_cut": False,
         "rle": None if columns is None else encoded.counts,
         "area_px": None if columns is None else encoded.area_px,
         "visibility": "untracked" if columns is None else "visible" if columns else "absent",

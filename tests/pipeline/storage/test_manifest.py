@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from pipeline import rle
 from pipeline.errors import StorageError
-from pipeline.records import MASKS, read_metadata
+from pipeline.records import MASKS, SCHEMA_VERSION, read_metadata
 from pipeline.storage.manifest import FileRecord, derived_key, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
 
@@ -32,6 +32,7 @@ def rows(count: int = 1000, video_id: str = VIDEO) -> pa.RecordBatch:
                 "video_id": video_id, "video_uri": "v.mp4", "frame_index": i // 2, "pts_seconds": i / 50,
                 "object_id": 1 + i % 2, "label": "cup", "height": 16, "width": 24, "rle": mask.counts,
                 "area_px": mask.area_px, "bbox_xyxy": mask.bbox_xyxy, "visibility": "visible", "direction": "forward",
+                "auto": False, "shot_index": 0, "across_cut": False,
                 "iou_tracked": float(random.random()), "score_source": "iou_tracked",
             }
             for i, mask in enumerate(encoded)
@@ -69,7 +70,7 @@ def test_row_groups_have_one_size_and_strings_stay_plain(tmp_path: Path) -> None
 
 def test_metadata_says_what_made_it_and_nothing_of_the_run(tmp_path: Path) -> None:
     write(tmp_path)
-    assert read_metadata(pq.read_schema(tmp_path / "masks/x.parquet")) == {**METADATA, "schema_version": "1"}
+    assert read_metadata(pq.read_schema(tmp_path / "masks/x.parquet")) == {**METADATA, "schema_version": SCHEMA_VERSION}
     assert set(software_versions("torch")) >= {"pyarrow", "numpy", "torch"}
 
 
