@@ -33,6 +33,7 @@ from pipeline.stages import Spools, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.video.probe import VideoInfo, probe_video
+from pipeline.video.sample import Sample, is_sampled
 from usam.heads import HeadBank
 from usam.weights import load_bank
 
@@ -58,6 +59,7 @@ class VideoReport:
 
     Args:
         status: labelled; unchanged (this very work was committed before); failed (the caller caught an error).
+        frames: labelled frames: all of the video, or those that the sampling settings ask for.
         rows: frames x objects; accepted + review + hold = rows.
         absent, untracked: rows by visibility.
         certified: whether evidence stands behind the thresholds.
@@ -127,6 +129,7 @@ def label_video(
         source = stack.enter_context(local_video(video, settings.storage, scratch))
         info = probe_video(source.path, settings.decode)
         found.validate(info)
+        sample = Sample.of(info, settings.decode, found)
         loaded = model or load_model(
             settings.model.name, device=settings.model.device, cache_dir=settings.model.cache_dir
         )
@@ -143,7 +146,7 @@ def label_video(
             metadata = facts_metadata(info, loaded, heads_sha256, config)
             run_id = uuid.uuid4().hex
             files = _make_facts(
-                source, info, found, loaded, bank, settings, scratch, store, metadata,
+                source, info, sample, found, loaded, bank, settings, scratch, store, metadata,
                 drop=drop or default_drop(video), attempt_id=f"{parent + 1:06d}-{run_id[:12]}", report=report,
             )  # fmt: skip
             try:
@@ -156,8 +159,8 @@ def label_video(
                 raise
             if commit.run_id != run_id:  # a rival committed the very same work first
                 _discard(store, files)
-        derived = _derive(store, ledger, commit, info, settings, scratch, report)
-        return _report(video, commit, derived, info, found, bank, settings, fresh, time.monotonic() - started)
+        derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
+        return _report(video, commit, derived, len(sample), found, bank, settings, fresh, time.monotonic() - started)
 
 
 @contextmanager
@@ -178,6 +181,7 @@ def torch_threads(settings: Settings, loaded: LoadedModel) -> Iterator[None]:
 
 def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
     """The settings that change facts, as JSON values: part of the work key and of the file metadata."""
+    sampling = settings.decode.model_dump(include={"stride", "fps", "start_seconds", "end_seconds"})
     return {
         "decoder": info.decoder,
         "reverse": settings.propagate.reverse,
@@ -185,6 +189,7 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
         "candidates": settings.output.candidates,
         "tokens": settings.output.tokens,
         "chunk_frames": settings.score.chunk_frames,  # a batch of another size rounds the heads' outputs otherwise
+        **({"sampling": sampling} if is_sampled(settings.decode) else {}),
     }
 
 
@@ -235,6 +240,7 @@ def _check_scratch(scratch: Path, rows: int) -> None:
 def _make_facts(
     source: LocalVideo,
     info: VideoInfo,
+    sample: Sample,
     prompts: PromptSet,
     loaded: LoadedModel,
     bank: HeadBank | None,
@@ -248,7 +254,7 @@ def _make_facts(
     report: Callable[[Progress], None],
 ) -> list[FileRecord]:
     """Run the stages and write the layers under the attempt's own keys; true only when committed."""
-    _check_scratch(scratch, info.num_frames * len(prompts.objects))
+    _check_scratch(scratch, len(sample) * len(prompts.objects))
     labels = {one.object_id: one.label for one in prompts.objects}
     given = {
         (one.object_id, frame.frame_index): frame.mask_hw
@@ -256,17 +262,18 @@ def _make_facts(
         for frame in one.frames
         if frame.mask_hw is not None
     }
-    context = RowContext(source.video_id, source.uri, labels, info.height, info.width, given)
+    auto = {one.object_id for one in prompts.objects if one.auto}
+    context = RowContext(source.video_id, source.uri, labels, info.height, info.width, given, auto)
     spools = Spools(settings, scratch)
     files: list[FileRecord] = []
     try:
         with torch_threads(settings, loaded):
             run_stages(
-                info, prompts, loaded, bank, settings, context, spools, scratch,
+                info, sample, prompts, loaded, bank, settings, context, spools, scratch,
                 lambda stage, done, total: report(Progress(stage, done, total)),
             )  # fmt: skip
-        report(Progress("write", info.num_frames, info.num_frames))
-        layers = [("masks", MASKS, temporal.annotate(spools.masks.merged()))]
+        report(Progress("write", len(sample), len(sample)))
+        layers = [("masks", MASKS, spools.shots.annotate(temporal.annotate(spools.masks.merged())))]
         if spools.candidates is not None:
             layers.append(("candidates", CANDIDATES, spools.candidates.merged()))
         if spools.tokens is not None:
@@ -307,6 +314,7 @@ def _derive(
     ledger: Ledger,
     commit: Commit,
     info: VideoInfo,
+    num_frames: int,
     settings: Settings,
     scratch: Path,
     report: Callable[[Progress], None],
@@ -319,7 +327,7 @@ def _derive(
             log.warning("the review list of %s has no pictures: %s", commit.video_uri, error)
             return {}
 
-    report(Progress("route", info.num_frames, info.num_frames))
+    report(Progress("route", num_frames, num_frames))
     return derive(
         store,
         ledger,
@@ -335,7 +343,7 @@ def _report(
     video: str,
     commit: Commit,
     derived: Derived,
-    info: VideoInfo,
+    num_frames: int,
     prompts: PromptSet,
     bank: HeadBank | None,
     settings: Settings,
@@ -346,7 +354,7 @@ def _report(
         video=video,
         video_id=commit.video_id,
         status="labelled" if fresh or derived.status == "written" else "unchanged",
-        frames=info.num_frames,
+        frames=num_frames,
         objects=len(prompts.objects),
         rows=derived.counts["rows"],
         accepted=derived.counts["accept"],
@@ -355,7 +363,7 @@ def _report(
         absent=derived.counts["absent"],
         untracked=derived.counts["untracked"],
         wall_seconds=wall_seconds,
-        frames_per_second=info.num_frames / wall_seconds if fresh and wall_seconds > 0 else 0.0,
+        frames_per_second=num_frames / wall_seconds if fresh and wall_seconds > 0 else 0.0,
         generation=commit.generation,
         error=None,
         labels_uri=derived.labels_uri,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from pipeline.errors import SettingsError
 from pipeline.route import Policy
@@ -57,18 +57,39 @@ class ModelSettings(_Section):
 
 
 class DecodeSettings(_Section):
-    """How a video is read, and the largest one that is accepted.
+    """How a video is read, which of its frames are labelled, and the largest one that is accepted.
 
-    `queue_frames` bounds the decoded frames in flight. `watchdog_seconds` without a frame end the decoder.
-    `max_width` and `max_height` are px, `max_frames` a count.
+    `stride` takes every n-th frame; `fps` takes, for each tick of so many a second, the first frame at or after it;
+    `start_seconds` and `end_seconds` bound a half-open range counted from the first frame. Frames that carry a prompt
+    are always taken (`pipeline.video.sample`). `queue_frames` bounds the decoded frames in flight. `watchdog_seconds`
+    without a frame end the decoder. `max_width` and `max_height` are px, `max_frames` a count.
     """
 
     decoder: Literal["auto", "decord", "pyav"] = "auto"
+    stride: int = Field(default=1, ge=1)
+    fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    start_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    end_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     queue_frames: int = Field(default=8, ge=1, le=256)
     watchdog_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     max_width: int = Field(default=8192, ge=1)
     max_height: int = Field(default=8192, ge=1)
     max_frames: int = Field(default=1_000_000, ge=1)
+
+    @field_validator("fps")
+    @classmethod
+    def _one_rate(cls, fps: float | None, info: ValidationInfo) -> float | None:
+        if fps is not None and info.data.get("stride", 1) > 1:
+            raise ValueError("not together with a stride")
+        return fps
+
+    @field_validator("end_seconds")
+    @classmethod
+    def _end_after_start(cls, end: float | None, info: ValidationInfo) -> float | None:
+        start = info.data.get("start_seconds")
+        if end is not None and start is not None and end <= start:
+            raise ValueError(f"not after start_seconds ({start:g})")
+        return end
 
 
 class PromptSettings(_Section):

@@ -17,16 +17,23 @@ from pipeline.records import CANDIDATES, TOKENS
 from pipeline.rowspool import RowSpool
 from pipeline.score import Scorer
 from pipeline.settings import Settings
+from pipeline.shot_log import ShotLog
 from pipeline.video.probe import VideoInfo
+from pipeline.video.sample import Sample
 from pipeline.video.spool import FrameSpool
 from pipeline.video.stream import Frame, FrameStream
 from usam.heads import HeadBank
 
 
 class Spools:
-    """Scratch of one video's rows: facts and the sidecars that the settings ask for; removed on close."""
+    """Scratch of one video's rows: facts and the sidecars that the settings ask for; removed on close.
+
+    Attributes:
+        shots: what the merged facts need to say about scene cuts.
+    """
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
+        self.shots = ShotLog()
         self.masks = RowSpool(scratch)
         self.candidates = RowSpool(scratch, CANDIDATES) if settings.output.candidates else None
         self.tokens = RowSpool(scratch, TOKENS) if settings.output.tokens else None
@@ -47,6 +54,7 @@ class Spools:
 
 def run_stages(
     info: VideoInfo,
+    sample: Sample,
     prompts: PromptSet,
     loaded: LoadedModel,
     bank: HeadBank | None,
@@ -56,7 +64,10 @@ def run_stages(
     scratch: Path,
     progress: Callable[[str, int, int], None],
 ) -> None:
-    """Propagate, score and encode a whole video.
+    """Propagate, score and encode a whole video, or the sample of its frames that is wanted.
+
+    The session counts the frames that it is shown (positions); what goes in and comes out here has the source's
+    frame_index, and the sample translates.
 
     A first pass goes forward over the decoded stream. If a prompt lies on a later frame, the frames up to the last such
     frame are first spooled to scratch at model size: the model needs the prompted frames before it starts, and the
@@ -64,6 +75,7 @@ def run_stages(
 
     Args:
         info: the probed video.
+        sample: which of its frames are labelled.
         prompts: validated against it.
         loaded, bank: the model and the heads that score its masks, or None.
         context: what the rows say alike.
@@ -74,9 +86,9 @@ def run_stages(
     """
     session = Session(
         loaded.model,
-        prompts,
+        sample.prompts(prompts),
         (info.height, info.width),
-        info.num_frames,
+        len(sample),
         reverse=settings.propagate.reverse,
         keep_candidates=settings.output.candidates,
         keep_tokens=bank is not None or settings.output.tokens,
@@ -87,9 +99,11 @@ def run_stages(
     last_prompt = session.conditioning_frames[-1]
     pts_seconds = array("d")
     with ExitStack() as stack:
-        stream = stack.enter_context(FrameStream(info, settings.decode, resize=loaded.image_size))
+        decoded = FrameStream(info, settings.decode, resize=loaded.image_size, indices=sample.indices)
+        stream = sample.frames(stack.enter_context(decoded))
         head = _take_head(stack, stream, scratch, last_prompt, loaded.image_size, info)
-        session.prepare(lambda index: head(index).rgb_hw3)
+        with sample.told_by_frame_index():
+            session.prepare(lambda index: head(index).rgb_hw3)
 
         def frames() -> Iterator[Frame]:
             spooled = (head(index) for index in range(last_prompt + 1))
@@ -98,16 +112,20 @@ def run_stages(
                 yield frame
 
         encode = stack.enter_context(_encoder(context, spools.add_pass("forward"), settings))
-        for index, results in enumerate(scorer.score(session.forward(frames()))):
+        for index, results in enumerate(scorer.score(sample.results(session.forward(frames())))):
             encode.submit(pts_seconds[index], results)
-            progress("propagate", index + 1, info.num_frames)
-        if len(pts_seconds) != info.num_frames:
-            raise VideoError(f"{info.num_frames} frames in {info.path}", f"{len(pts_seconds)}", "the file is damaged")
+            for one in results:
+                if one.result.prompted is not None:
+                    spools.shots.prompt(one.result.object_id, one.result.frame_index)
+            progress("propagate", index + 1, len(sample))
+        if len(pts_seconds) != len(sample):
+            raise VideoError(f"{len(sample)} frames of {info.path}", f"{len(pts_seconds)}", "the file is damaged")
         backward = session.backward_frames
         if len(backward):
             encode = stack.enter_context(_encoder(context, spools.add_pass("backward", descending=True), settings))
-            for done, results in enumerate(scorer.score(session.backward(lambda index: head(index).rgb_hw3)), 1):
-                encode.submit(pts_seconds[results[0].result.frame_index], results)
+            followed = sample.results(session.backward(lambda index: head(index).rgb_hw3))
+            for done, results in enumerate(scorer.score(followed), 1):
+                encode.submit(pts_seconds[sample.position(results[0].result.frame_index)], results)
                 progress("backward", done, len(backward))
 
 
@@ -116,7 +134,7 @@ def _encoder(context: RowContext, writers: PassWriters, settings: Settings) -> E
 
 
 def _take_head(
-    stack: ExitStack, stream: FrameStream, scratch: Path, last: int, size: int, info: VideoInfo
+    stack: ExitStack, stream: Iterator[Frame], scratch: Path, last: int, size: int, info: VideoInfo
 ) -> Callable[[int], Frame]:
     """Take frames 0..last from the stream; returns how to read them again (from scratch if there are several)."""
     if last == 0:

@@ -56,7 +56,7 @@ def test_settings_cannot_be_changed() -> None:
         ("model: {nmae: x}", ["'model.nmae'", "did you mean 'model.name'?"]),
         ("outptu: {}", ["'outptu'", "did you mean 'output'?"]),
         ("policy: {max_uncertainy: 0.2}", ["did you mean 'policy.max_uncertainty'?"]),
-        ("decode: {zzzz: 1}", ["'decode.zzzz'", "decode.queue_frames"]),
+        ("decode: {zzzzzzzz: 1}", ["'decode.zzzzzzzz'", "decode.queue_frames"]),
         ("decode: {queue_frames: 0}", ["decode.queue_frames", "greater than or equal to 1", "got 0"]),
         ("decode: {watchdog_seconds: .nan}", ["decode.watchdog_seconds", "finite"]),
         ("model: {precision: float16}", ["model.precision", "'float32' or 'bfloat16'", "'float16'"]),
