@@ -140,9 +140,11 @@ class ObjectStore:
         """
         if self._conditional is None:
             key = f"probes/{uuid.uuid4().hex}"
+            put = self._backend.put_if_absent
             try:
-                first, second = self.put_if_absent(key, b"first"), self.put_if_absent(key, b"second")
-                kept = first and not second and self.get(key) == b"first"
+                with self._typed("write", key, at=self.url):  # the probe's own name would tell a person nothing
+                    first, second = put(key, b"first"), put(key, b"second")
+                    kept = first and not second and self.get(key) == b"first"
                 self._conditional = kept and not self._backend.no_conditions
             finally:
                 if self._conditional is not None:
@@ -150,13 +152,14 @@ class ObjectStore:
         return self._conditional
 
     @contextmanager
-    def _typed(self, doing: str, key: str) -> Iterator[None]:
+    def _typed(self, doing: str, key: str, at: str | None = None) -> Iterator[None]:
+        """Any other error of the block as a typed one that names the object, or what `at` says."""
         try:
             yield
         except MasksieveError:
             raise
         except Exception as error:
-            raise self._backend.error(error, doing, self._backend.uri(key)) from error
+            raise self._backend.error(error, doing, at or self._backend.uri(key)) from error
 
 
 def _checked(key: str) -> str:
