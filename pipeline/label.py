@@ -58,7 +58,8 @@ class VideoReport:
     """What happened to one video.
 
     Args:
-        status: labelled; unchanged (this very work was committed before); failed (the caller caught an error).
+        status: labelled; re-decided (the facts were there, labels and review list were made anew, as by another
+            policy); unchanged (this very work was done before); failed (the caller caught an error).
         frames: labelled frames: all of the video, or those that the sampling settings ask for.
         rows: frames x objects; accepted + review + hold = rows.
         absent, untracked: rows by visibility.
@@ -68,7 +69,7 @@ class VideoReport:
 
     video: str
     video_id: str
-    status: Literal["labelled", "unchanged", "failed"]
+    status: Literal["labelled", "re-decided", "unchanged", "failed"]
     frames: int
     objects: int
     rows: int
@@ -220,7 +221,7 @@ def _scratch(settings: Settings) -> tempfile.TemporaryDirectory[str]:
     folder = settings.output.scratch_dir
     try:
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)  # never its parents: they would be a typing mistake come true
         return tempfile.TemporaryDirectory(prefix="masksieve-", dir=folder)
     except OSError as error:
         raise StorageError(
@@ -353,7 +354,7 @@ def _report(
     return VideoReport(
         video=video,
         video_id=commit.video_id,
-        status="labelled" if fresh or derived.status == "written" else "unchanged",
+        status="labelled" if fresh else "re-decided" if derived.status == "written" else "unchanged",
         frames=num_frames,
         objects=len(prompts.objects),
         rows=derived.counts["rows"],

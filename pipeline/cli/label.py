@@ -60,7 +60,7 @@ def label(
     wanted = find_videos(inputs, prompts=prompts, storage=settings.storage)
     reports, interrupted = label_all(wanted, out, settings, drop=drop)
     if json_:
-        typer.echo(json.dumps(as_json(reports, out), indent=1))
+        typer.echo(json.dumps(as_json(reports, out, interrupted=interrupted), indent=1))
     else:
         tell(reports, out)
     if interrupted:

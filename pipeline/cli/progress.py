@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from pipeline.cli.summary import percent
+from pipeline.cli.summary import counted, percent
 
 if TYPE_CHECKING:
     from pipeline.label import Progress, VideoReport
@@ -106,8 +106,10 @@ class Board:
             self._console.print(f"{self._count()}{escape(self._name)} unchanged, already labelled this way")
         else:
             share = percent(report.accepted / report.rows if report.rows else None)
-            told = f"{report.frames} frames, {report.objects} objects, {share} accepted, {report.wall_seconds:.1f} s"
-            self._console.print(f"{self._count()}{escape(self._name)} {told}")
+            told = [counted(report.frames, "frame"), counted(report.objects, "object"), f"{share} accepted"]
+            told += ["re-decided, masks as before"] if report.status == "re-decided" else []
+            line = ", ".join([*told, f"{report.wall_seconds:.1f} s"])
+            self._console.print(f"{self._count()}{escape(self._name)} {line}")
 
     def _count(self) -> str:
         return f"({self._position}/{self._num_videos}) " if self._num_videos > 1 else ""

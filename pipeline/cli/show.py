@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.cli.console import FAILED, OK, complain, notices, one_line, results
 from pipeline.cli.label import Config, Set, make_settings
+from pipeline.cli.summary import counted
 from pipeline.errors import MasksieveError, VideoError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def show(
                 bars.remove_task(task)
             told = results()
             told.print(
-                f"{escape(one.name)}: {pictures.frames} frames, {pictures.flagged} flagged stretches drawn",
+                f"{escape(one.name)}: {counted(pictures.frames, 'frame')}, flagged stretches drawn: {pictures.flagged}",
                 soft_wrap=True,
             )
             for picture in (pictures.overlay, pictures.timeline, pictures.contact):

@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pipeline.label import VideoReport
 
+STATUSES = ("labelled", "re-decided", "unchanged", "failed")
 _SUMMED = ("frames", "rows", "accepted", "review", "hold", "absent", "untracked")
 
 
@@ -21,7 +22,7 @@ def totals(reports: Sequence[VideoReport]) -> dict[str, Any]:
 
     Returns: frames, rows, masks, accepted, review, hold, absent, untracked (counts); accepted_share, review_share,
              absent_share (of the rows, in 0..1, None without rows); wall_seconds; frames_per_second; how many videos
-             were labelled, unchanged and failed.
+             were labelled, re-decided, unchanged and failed.
     """
     sums: dict[str, Any] = {name: sum(int(getattr(report, name) or 0) for report in reports) for name in _SUMMED}
     sums["masks"] = sums["rows"] - sums["absent"] - sums["untracked"]
@@ -31,14 +32,19 @@ def totals(reports: Sequence[VideoReport]) -> dict[str, Any]:
     worked = [report for report in reports if report.status == "labelled"]
     seconds = sum(report.wall_seconds or 0.0 for report in worked)
     sums["frames_per_second"] = sum(report.frames or 0 for report in worked) / seconds if seconds else None
-    for status in ("labelled", "unchanged", "failed"):
+    for status in STATUSES:
         sums[status] = sum(report.status == status for report in reports)
     return sums
 
 
-def as_json(reports: Sequence[VideoReport], out: str) -> dict[str, Any]:
-    """What `--json` prints: every report, the totals, and where the output is."""
-    return {"out": out, "videos": [dataclasses.asdict(report) for report in reports], "totals": totals(reports)}
+def as_json(reports: Sequence[VideoReport], out: str, *, interrupted: bool = False) -> dict[str, Any]:
+    """What `--json` prints: every report, the totals, where the output is, and whether the run was interrupted."""
+    return {
+        "out": out,
+        "interrupted": interrupted,
+        "videos": [dataclasses.asdict(report) for report in reports],
+        "totals": totals(reports),
+    }
 
 
 def summary_table(reports: Sequence[VideoReport]) -> Table:
@@ -53,12 +59,12 @@ def summary_table(reports: Sequence[VideoReport]) -> Table:
         if report.status == "failed":
             table.add_row(name, *[""] * 7, "[bold red]failed[/]")
             continue
-        status = "[green]labelled[/]" if report.status == "labelled" else "[dim]unchanged[/]"
-        table.add_row(name, *_figures(totals([report])), status)
+        style = "dim" if report.status == "unchanged" else "green"
+        table.add_row(name, *_figures(totals([report])), f"[{style}]{report.status}[/]")
     if len(reports) > 1:
         table.add_section()
         sums = totals(reports)
-        words = [f"{sums[status]} {status}" for status in ("labelled", "unchanged", "failed") if sums[status]]
+        words = [f"{sums[status]} {status}" for status in STATUSES if sums[status]]
         table.add_row("all", *_figures(sums), ", ".join(words), style="bold")
     return table
 
@@ -75,6 +81,11 @@ def _figures(sums: dict[str, Any]) -> list[str]:
         f"{sums['wall_seconds']:.1f} s",
         f"{rate:.1f}" if rate else "-",
     ]
+
+
+def counted(number: int, word: str) -> str:
+    """A number and its noun: 1, "frame" -> "1 frame"; 2, "frame" -> "2 frames"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def percent(share: float | None) -> str:

@@ -102,6 +102,7 @@ def test_json_is_all_that_stands_on_stdout(
     assert [video["status"] for video in data["videos"]] == ["failed", "labelled"]
     assert data["totals"]["accepted_share"] == 0.75
     assert data["totals"]["masks"] == 16
+    assert data["interrupted"] is False
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,28 @@ def test_an_interrupted_run_tells_what_is_complete(
     assert [call["video"] for call in calls] == ["good.mp4", "stop.mp4"]
     assert "good.mp4" in captured.out
     assert "interrupted" in captured.err
+    assert run("label", tmp_path, "--json") == 130
+    assert json.loads(capsys.readouterr().out)["interrupted"] is True
+
+
+def test_one_of_a_thing_is_not_told_in_the_plural(
+    run: Run, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline.label, "label_video", lambda video, *_, **__: _report(video, frames=1, objects=1))
+    assert run("label", _videos(tmp_path, "a")) == 0
+    assert "1 frame, 1 object," in capsys.readouterr().err
+
+
+def test_another_policy_over_the_same_facts_is_told_as_such(
+    run: Run, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pipeline.label, "label_video", lambda video, *_, **__: _report(video, status="re-decided"))
+    assert run("label", _videos(tmp_path, "a", "b")) == 0
+    captured = capsys.readouterr()
+    assert "2 re-decided" in captured.out
+    assert "masks as before" in captured.err
 
 
 def test_an_unforeseen_error_hints_at_debug(

@@ -164,8 +164,18 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(pipeline.label, "run_stages", lambda *_: pytest.fail("worked for nothing"))
-    with pytest.raises(StorageError):
+    with pytest.raises(StorageError, match=f"to write {tmp_path}/file/out, got"):
         run_label(drop, tmp_path / "file" / "out", nano)
+
+
+def test_a_scratch_folder_without_its_parent_is_refused_and_not_made(
+    drop: Path, nano: LoadedModel, tmp_path: Path
+) -> None:
+    settings = load_settings(None, {"output.scratch_dir": str(tmp_path / "typo" / "scratch")})
+    with pytest.raises(StorageError, match="typo/scratch"):
+        run_label(drop, tmp_path / "out", nano, settings)
+    assert not (tmp_path / "typo").exists()
+    run_label(drop, tmp_path / "out", nano, load_settings(None, {"output.scratch_dir": str(tmp_path / "scratch")}))
 
 
 def test_too_little_scratch_disk_is_said_before_the_work(

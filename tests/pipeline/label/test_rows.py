@@ -149,7 +149,7 @@ def test_a_new_policy_re_decides_without_the_model(
     run_label(drop, tmp_path, nano)
     monkeypatch.setattr(pipeline.label, "run_stages", lambda *_: pytest.fail("the model ran again"))
     report = run_label(drop, tmp_path, nano, strict)
-    assert report.status == "labelled"
+    assert report.status == "re-decided"
     assert report.generation == 1
     assert report.accepted == 1  # the given mask alone
 
