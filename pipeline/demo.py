@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.drops import FILM_SUFFIX
 from pipeline.errors import StorageError
 from pipeline.settings import Settings
 
@@ -232,7 +233,7 @@ def run_demo(
         film = render_film(
             clip.video,
             labelled,
-            pictures / f"{clip.name}.overlay.mp4",
+            pictures / f"{clip.name}{FILM_SUFFIX}",
             settings.decode,
             true_iou=ious,
             max_tiles=4,

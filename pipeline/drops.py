@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,8 @@ from pipeline.settings import StorageSettings
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".mxf"})
 PROMPTS_SUFFIX = ".prompts.json"
+FILM_SUFFIX = ".overlay.mp4"  # of what `masksieve show` writes: no video to label, unless someone gives it prompts
+LAYERS = frozenset({"masks", "candidates", "tokens", "labels", "review", "review_images", "commits", "probes"})
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ def find_videos(
     """Every video that the inputs name, once, in order.
 
     Args:
-        inputs: paths of files or folders (searched in full depth), globs, or s3:// URLs of objects or prefixes.
+        inputs: paths of files, folders, globs, or s3:// URLs of objects or prefixes. Folders and prefixes are searched
+            in full depth, past what an earlier `label` or `show` wrote there.
         prompts: a prompts file, when there is exactly one video, or a folder of `<stem>.prompts.json`.
         storage: how s3:// is reached.
     Returns: what was found; an input that leads nowhere is an entry with its error, so that the others are still done.
@@ -71,18 +75,18 @@ def _expand(item: str, storage: StorageSettings) -> Iterable[Wanted]:
         return _expand_remote(item, storage)
     path = Path(item).expanduser()
     if path.is_dir():
-        videos = sorted(file for file in path.rglob("*") if _is_video(file.name) and file.is_file())
+        videos = [one for one in map(_beside, sorted(_walk(path))) if not _is_film(one)]
         if not videos:
             return [_missing(item, "a folder with videos", f"no file that ends in {', '.join(sorted(VIDEO_SUFFIXES))}")]
-        return [_beside(file) for file in videos]
+        return videos
     if path.exists():
         return [_beside(path)]
     if glob.has_magic(item):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        videos = [match for match in matches if match.is_file() and _is_video(match.name)]
-        if not videos:
+        files = [match for match in matches if match.is_file() and _is_video(match.name)]
+        if not files:
             return [_missing(item, "a pattern that matches videos", f"{len(matches)} matches, no video among them")]
-        return [_beside(file) for file in videos]
+        return [_beside(file) for file in files]
     return [_missing(item, "a video file, a folder or a pattern", "nothing")]
 
 
@@ -99,14 +103,28 @@ def _expand_remote(url: str, storage: StorageSettings) -> Iterable[Wanted]:
         names_wanted = [name for name in names if name == PurePosixPath(key).name]
     else:
         names_wanted = [name for name in names if _is_video(name)]
-    if not names_wanted:
-        return [_missing(url, "a video or a prefix with videos", "nothing")]
     beside = set(names)
-    return [
+    found = [
         Wanted(f"{root}/{name}", f"{root}/{stem}{PROMPTS_SUFFIX}" if f"{stem}{PROMPTS_SUFFIX}" in beside else None)
         for name in names_wanted
         for stem in [str(PurePosixPath(name).with_suffix(""))]
     ]
+    found = [one for one in found if _is_video(key) or not _is_film(one)]
+    return found or [_missing(url, "a video or a prefix with videos", "nothing")]
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """The videos below a folder, in no order, past the layers of an earlier `label`."""
+    for folder, below, files in os.walk(root):
+        here = Path(folder)
+        if "commits" in below and any((here / "labels").glob("drop=*")):
+            below[:] = [name for name in below if name not in LAYERS]
+        yield from (here / name for name in files if _is_video(name) and (here / name).is_file())
+
+
+def _is_film(one: Wanted) -> bool:
+    """Whether `show` wrote this file."""
+    return one.prompts is None and one.video.endswith(FILM_SUFFIX)
 
 
 def _is_video(name: str) -> bool:

@@ -40,6 +40,27 @@ def test_a_folder_gives_its_videos_in_full_depth_with_the_prompts_beside_them(dr
     ]
 
 
+def test_what_label_and_show_wrote_into_the_folder_is_no_input(drop: Path) -> None:
+    for name in (
+        "commits/ab/000001.json",
+        "labels/drop=x/ab.parquet",
+        "review_images/ab/film.mp4",
+        "show/b.overlay.mp4",
+    ):
+        (drop / name).parent.mkdir(parents=True)
+        (drop / name).write_bytes(b"x")
+    (drop / "mine.overlay.mp4").write_bytes(b"x")
+    (drop / "mine.overlay.prompts.json").write_text("{}")
+    assert [one.name for one in find_videos([str(drop)])] == ["a.MOV", "b.mp4", "c.mkv", "mine.overlay.mp4"]
+    assert [one.name for one in find_videos([str(drop / "show" / "b.overlay.mp4")])] == ["b.overlay.mp4"]
+
+
+def test_a_folder_of_labels_that_is_not_ours_is_searched(drop: Path) -> None:
+    (drop / "labels").mkdir()
+    (drop / "labels" / "d.mp4").write_bytes(b"x")
+    assert "d.mp4" in [one.name for one in find_videos([str(drop)])]
+
+
 def test_a_glob_and_a_file_name_each_video_once(drop: Path) -> None:
     found = find_videos([str(drop / "*.mp4"), str(drop / "b.mp4"), str(drop / "a.MOV")])
     assert [one.name for one in found] == ["b.mp4", "a.MOV"]
@@ -78,7 +99,14 @@ def test_a_prompts_folder_pairs_by_stem(drop: Path, tmp_path: Path) -> None:
 def test_a_bucket_is_listed_like_a_folder(rclone_s3: S3Server, drop: Path) -> None:
     bucket, settings = rclone_s3.new_bucket(), rclone_s3.settings()
     store = ObjectStore(bucket, settings)
-    for name in ("in/a.mp4", "in/a.prompts.json", "in/deep/b.mp4", "in/notes.txt", "other/c.mp4"):
+    for name in (
+        "in/a.mp4",
+        "in/a.prompts.json",
+        "in/deep/b.mp4",
+        "in/notes.txt",
+        "in/show/a.overlay.mp4",
+        "other/c.mp4",
+    ):
         store.put_atomic(name, b"x")
     found = find_videos([f"{bucket}/in/"], storage=settings)
     assert [(one.video, one.prompts) for one in found] == [
