@@ -35,6 +35,7 @@ class Labelled:
             uncertain first.
         threshold: largest uncertainty that the policy accepts, None where the file does not say.
         certificate: evidence for it, None is "uncertified".
+        sampled: whether a stride, a rate or a range left frames out.
     """
 
     video_id: str
@@ -42,6 +43,7 @@ class Labelled:
     stretches: pa.Table = field(repr=False)
     threshold: float | None
     certificate: str | None
+    sampled: bool = False
 
     @property
     def evidence(self) -> str:
@@ -69,13 +71,15 @@ def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Label
             "label it first, or show the very file that was labelled",
         )
     rows = pa.concat_tables(tables).sort_by([("frame_index", "ascending"), ("object_id", "ascending")])
-    policy = _policy(read_metadata(tables[0].schema))
+    metadata = read_metadata(tables[0].schema)
+    policy = _policy(metadata)
     return Labelled(
         video_id=video_id,
         rows=rows.replace_schema_metadata(None),
         stretches=_stretches(store, video_id),
         threshold=policy.get("max_uncertainty"),
         certificate=policy.get("certificate"),
+        sampled="sampling" in (metadata.get("config") or {}),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.drops import FILM_SUFFIX
 from pipeline.errors import VideoError
 from pipeline.render.contact import Tile, draw_contact_sheet, make_tile
 from pipeline.render.film import FilmWriter
@@ -76,7 +76,7 @@ def show_video(
         be written.
     """
     name = name or video.stem
-    path = out / f"{name}.overlay.mp4"
+    path = out / f"{name}{FILM_SUFFIX}"
     film = render_film(video, labelled, path, decode_settings, max_tiles=max_tiles, progress=progress)
     timeline = draw_timeline(
         film.tracks,
@@ -108,6 +108,9 @@ def render_film(
 ) -> Film:
     """Write the overlay film, and cut the tiles of the contact sheet on the way.
 
+    Of a sampled video the film shows the frames that were labelled, at the pace of their own times: it is as long as
+    what it shows, and no frame stands there without its masks.
+
     Args:
         true_iou: IoU with the truth by (frame_index, object_id), where it is known.
         max_tiles: at most so many review stretches become tiles.
@@ -120,20 +123,26 @@ def render_film(
         keys = zip(rows["frame_index"].to_pylist(), rows["object_id"].to_pylist(), strict=True)
         rows = rows.append_column("true_iou", pa.array([true_iou.get(key) for key in keys], pa.float64()))
     tracks = masklets(rows)
-    codes, ids = _codes(tracks, info.num_frames)
+    sampled = labelled.sampled and rows.num_rows > 0
+    shown = _shown_frames(rows, info) if sampled else np.arange(info.num_frames)
+    codes, ids = _codes(tracks, shown)
     flagged = labelled.stretches.slice(0, max_tiles)
     wanted = list(zip(flagged["frame_index"].to_pylist(), flagged["object_id"].to_pylist(), strict=True))
     tiles: dict[Key, Tile] = {}
     last_box: dict[int, list[float]] = {}
     strip: Strip | None = None
     scale = display_scale(info.height, info.width)
-    by_frame = _by_frame(rows, info)
-    with FilmWriter(path, info.fps) as film, FrameStream(info, decode_settings) as frames:
-        for frame in frames:
+    by_frame = _by_frame(rows, shown, info)
+    indices = shown.tolist() if sampled else None
+    with (
+        FilmWriter(path, _pace(rows, shown, info)) as film,
+        FrameStream(info, decode_settings, indices=indices) as frames,
+    ):
+        for position, frame in enumerate(frames):
             views = next(by_frame)
             picture = draw_frame(frame.rgb_hw3, [view for view, _, _ in views], scale=scale)
             strip = strip or Strip(ids, codes, picture.shape[1], labelled.evidence)
-            film.append(strip.draw(picture, frame.index, f"frame {frame.index}   {frame.pts_seconds:.2f} s"))
+            film.append(strip.draw(picture, position, f"frame {frame.index}   {frame.pts_seconds:.2f} s"))
             for view, box, iou in views:
                 key = (frame.index, view.object_id)
                 if key in wanted:
@@ -144,28 +153,44 @@ def render_film(
                 if box:
                     last_box[view.object_id] = box
             if progress is not None:
-                progress(frame.index + 1, info.num_frames)
+                progress(position + 1, shown.size)
     return Film(path, film.codec, film.num_frames, tracks, [tiles[key] for key in wanted if key in tiles])
 
 
-def _codes(tracks: list[Masklet], num_frames: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """Decision codes (objects, frames) for the strip, and the object of each lane."""
-    codes = np.zeros((len(tracks), num_frames), np.uint8)
+def _shown_frames(rows: pa.Table, info: VideoInfo) -> NDArray[np.int64]:
+    """The frames that have rows, ascending."""
+    labelled = np.unique(rows["frame_index"].to_numpy()).astype(np.int64)
+    return labelled[labelled < info.num_frames]
+
+
+def _pace(rows: pa.Table, shown: NDArray[np.int64], info: VideoInfo) -> float:
+    """Frames per second of the film: the video's own, less as frames were left out."""
+    if shown.size < 2 or shown[-1] - shown[0] == shown.size - 1:
+        return info.fps
+    times = pc.min_max(rows["pts_seconds"]).as_py()
+    return float((shown.size - 1) / max(times["max"] - times["min"], 1e-3))
+
+
+def _codes(tracks: list[Masklet], shown: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
+    """Decision codes (objects, shown frames) for the strip, and the object of each lane."""
+    codes = np.zeros((len(tracks), shown.size), np.uint8)
     for lane, track in enumerate(tracks):
-        inside = track.frame_index_n < num_frames
-        codes[lane, track.frame_index_n[inside]] = track.decision_code_n[inside]
+        inside = np.isin(track.frame_index_n, shown)
+        codes[lane, np.searchsorted(shown, track.frame_index_n[inside])] = track.decision_code_n[inside]
     return codes, [track.object_id for track in tracks]
 
 
-def _by_frame(rows: pa.Table, info: VideoInfo) -> Iterator[list[tuple[MaskView, list[float] | None, float | None]]]:
-    """The views of each frame in turn, with their box and true IoU; masks are decoded as they are needed."""
+def _by_frame(
+    rows: pa.Table, shown: NDArray[np.int64], info: VideoInfo
+) -> Iterator[list[tuple[MaskView, list[float] | None, float | None]]]:
+    """The views of each shown frame in turn, with their box and true IoU; masks are decoded as they are needed."""
     sizes = set(zip(pc.unique(rows["height"]).to_pylist(), pc.unique(rows["width"]).to_pylist(), strict=False))
     if sizes and sizes != {(info.height, info.width)}:
         raise VideoError(
             f"a video of {sorted(sizes)[0]}", f"{(info.height, info.width)}", "show the file that was labelled"
         )
     index = rows["frame_index"].to_numpy()
-    bounds = np.searchsorted(index, np.arange(info.num_frames + 1))
-    for start, stop in itertools.pairwise(bounds):
+    starts, stops = np.searchsorted(index, shown), np.searchsorted(index, shown, side="right")
+    for start, stop in zip(starts, stops, strict=True):
         here = rows.slice(start, stop - start).to_pylist()
         yield [(MaskView.of_row(row), row["bbox_xyxy"], row.get("true_iou")) for row in here]

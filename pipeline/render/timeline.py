@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from pipeline.errors import StorageError
 from pipeline.render.masklet import Masklet, runs
@@ -85,8 +86,9 @@ def _panel(axis: Axes, masklet: Masklet, threshold: float | None) -> None:
     """One object's panel."""
     frames, colour = masklet.frame_index_n, unit(object_colour(masklet.object_id))
     state = np.char.add(np.char.add(masklet.decision_n, "/"), masklet.visibility_n)
+    edges = _edges(frames)
     for start, stop in runs(state):
-        x0, x1 = frames[start] - 0.5, frames[stop - 1] + 0.5
+        x0, x1 = edges[start], edges[stop]
         decision, visibility = masklet.decision_n[start], masklet.visibility_n[start]
         ground = unit(decision_colour(str(decision)))
         axis.axvspan(x0, x1, color=ground, alpha=0.13, linewidth=0)
@@ -152,6 +154,12 @@ def _panel(axis: Axes, masklet: Masklet, threshold: float | None) -> None:
         fontsize=8,
         color="#555555",
     )
+
+
+def _edges(frames_n: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where the ground changes, (n + 1,): half-way between neighbours, also where frames were left out."""
+    between = (frames_n[1:] + frames_n[:-1]) / 2
+    return np.concatenate([frames_n[:1] - 0.5, between, frames_n[-1:] + 0.5])
 
 
 def _legend(figure: Figure, shown: Sequence[Masklet], threshold: float | None) -> None:
