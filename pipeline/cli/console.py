@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from pipeline.errors import MasksieveError
 
+if TYPE_CHECKING:
+    from pipeline.drops import Wanted
+
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class CallError(MasksieveError):
+    """The call itself is wrong: a word of it names nothing, or cannot be read."""
+
+
+@contextmanager
+def reading_the_call(kind: type[MasksieveError] = MasksieveError) -> Iterator[None]:
+    """Errors of this kind inside the block are mistakes of the call, not failures of the work."""
+    try:
+        yield
+    except kind as error:
+        raise CallError(error.expected, error.got, error.next_step) from error
+
+
+def exit_code(wanted: Sequence[Wanted], *, failed: bool) -> int:
+    """0 when all is done, 1 when something failed, 2 when nothing that was named could even be tried."""
+    if wanted and all(one.error is not None for one in wanted):
+        return USAGE
+    return FAILED if failed else OK
 
 
 def results() -> Console:

@@ -12,8 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.cli import demo, doctor, label, models, show, usam
-from pipeline.cli.console import FAILED, USAGE, complain, one_line, results, start_logging
-from pipeline.errors import MasksieveError, ModelError, PromptError, SettingsError
+from pipeline.cli.console import FAILED, USAGE, CallError, complain, one_line, results, start_logging
+from pipeline.errors import MasksieveError, SettingsError
 
 app = typer.Typer(
     name="masksieve",
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         complain(one_line(error))
-        sys.exit(USAGE if isinstance(error, SettingsError | ModelError | PromptError) else FAILED)
+        sys.exit(USAGE if isinstance(error, CallError | SettingsError) else FAILED)
     except Exception as error:
         if debug:
             raise

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.markup import escape
 
-from pipeline.cli.console import FAILED, INTERRUPTED, OK, debug_asked, notices, one_line, results
+from pipeline.cli.console import (
+    INTERRUPTED,
+    CallError,
+    debug_asked,
+    exit_code,
+    notices,
+    one_line,
+    reading_the_call,
+    results,
+)
 from pipeline.cli.progress import Board
 from pipeline.cli.summary import as_json, summary_table
-from pipeline.errors import MasksieveError, SettingsError
+from pipeline.errors import MasksieveError, PromptError, SettingsError
 
 if TYPE_CHECKING:
     from pipeline.drops import Wanted
@@ -51,13 +61,19 @@ def label(
     """
     from pipeline.checkpoints import model_spec
     from pipeline.drops import find_videos
+    from pipeline.storage.objects import ObjectStore
 
     for name, value in (("--out", out), ("--model", model), *(("a video", one) for one in inputs)):
         if value is not None and not value.strip():  # an unset shell variable, most likely
             raise SettingsError(f"a value for {name}", "an empty word", "check the variable that it comes from")
     settings = make_settings(config, set_, model=model)
-    model_spec(settings.model.name)  # a typo is told before any video is looked at
-    wanted = find_videos(inputs, prompts=prompts, storage=settings.storage)
+    with reading_the_call():  # a mistake here is told before any video is looked at
+        model_spec(settings.model.name)
+        ObjectStore(out, settings.storage)
+    if prompts and "://" not in prompts and not Path(prompts).expanduser().exists():
+        raise CallError(f"prompts at {prompts}", "nothing", "check the path")
+    with reading_the_call(PromptError):
+        wanted = find_videos(inputs, prompts=prompts, storage=settings.storage)
     reports, interrupted = label_all(wanted, out, settings, drop=drop)
     if json_:
         typer.echo(json.dumps(as_json(reports, out, interrupted=interrupted), indent=1))
@@ -66,7 +82,7 @@ def label(
     if interrupted:
         notices().print("interrupted: what is listed above is complete, the running video left nothing behind")
         raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(FAILED if any(report.status == "failed" for report in reports) else OK)
+    raise typer.Exit(exit_code(wanted, failed=any(report.status == "failed" for report in reports)))
 
 
 def make_settings(config: str | None, set_: list[str] | None, *, model: str | None = None) -> Settings:

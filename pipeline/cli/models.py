@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from pipeline.cli.console import notices, results
+from pipeline.cli.console import notices, reading_the_call, results
 
 app = typer.Typer(help="Models by name: list, fetch, verify.", no_args_is_help=True)
 Cache = Annotated[Path | None, typer.Option("--cache-dir", help="Cache folder.", show_default="$MASKSIEVE_CACHE")]
@@ -47,8 +47,11 @@ def list_(
 @app.command()
 def fetch(name: Annotated[str, typer.Argument(help="A model's name.")], cache_dir: Cache = None) -> None:
     """Download a model's weights and record their checksum."""
+    from pipeline.checkpoints import model_spec
     from pipeline.models import fetch as fetch_model
 
+    with reading_the_call():
+        model_spec(name)
     console = notices()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -62,7 +65,10 @@ def fetch(name: Annotated[str, typer.Argument(help="A model's name.")], cache_di
 @app.command()
 def verify(name: Annotated[str, typer.Argument(help="A model's name.")], cache_dir: Cache = None) -> None:
     """Check a model's weights against the recorded checksum."""
+    from pipeline.checkpoints import model_spec
     from pipeline.models import verify as verify_model
 
+    with reading_the_call():
+        model_spec(name)
     file = verify_model(name, cache_dir)
     results().print(f"{file.name} verified: sha256 {file.sha256}", soft_wrap=True)

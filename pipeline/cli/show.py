@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.cli.console import FAILED, OK, complain, notices, one_line, results
+from pipeline.cli.console import CallError, complain, exit_code, notices, one_line, results
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.summary import counted
 from pipeline.errors import MasksieveError, VideoError
@@ -35,6 +35,8 @@ def show(
     from pipeline.source import video_sha256
 
     settings = make_settings(config, set_)
+    if "://" not in labels and not Path(labels).expanduser().is_dir():
+        raise CallError(f"labels in {labels}", "no folder", "give the --out of masksieve label")
     wanted = find_videos(videos, storage=settings.storage)
     console, failed = notices(), 0
     stems = Counter(Path(one.video).stem for one in wanted)  # videos of one name must not share their pictures
@@ -66,7 +68,7 @@ def show(
             )
             for picture in (pictures.overlay, pictures.timeline, pictures.contact):
                 told.print(f"  {escape(str(picture))}", soft_wrap=True)
-    raise typer.Exit(FAILED if failed else OK)
+    raise typer.Exit(exit_code(wanted, failed=failed > 0))
 
 
 def _local(wanted: Wanted) -> Path:

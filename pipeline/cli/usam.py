@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.console import notices, results
+from pipeline.cli.console import CallError, notices, reading_the_call, results
 from pipeline.cli.label import Config, Set, make_settings
 
 if TYPE_CHECKING:
@@ -19,10 +19,16 @@ app = typer.Typer(help="Uncertainty heads of a model: import, fit.", no_args_is_
 Model = Annotated[str, typer.Option("--model", "-m", help="The model that the heads belong to.")]
 
 
-def _model(name: str, config: str | None, set_: list[str] | None) -> tuple[LoadedModel, Settings]:
+def _model(name: str, folder: Path, config: str | None, set_: list[str] | None) -> tuple[LoadedModel, Settings]:
+    """The model and the settings that a call names, once its words are known to lead somewhere."""
+    from pipeline.checkpoints import model_spec
     from pipeline.models import load_model
 
     settings = make_settings(config, set_, model=name)
+    with reading_the_call():
+        model_spec(name)
+    if not folder.is_dir():
+        raise CallError(f"a folder {folder}", "none", "check the path")
     return load_model(name, device=settings.model.device, cache_dir=settings.model.cache_dir), settings
 
 
@@ -36,7 +42,7 @@ def import_(
     """Install published-style heads for a model."""
     from pipeline.heads import import_heads
 
-    loaded, settings = _model(model, config, set_)
+    loaded, settings = _model(model, folder, config, set_)
     path, bank = import_heads(folder, loaded, settings)
     _tell(path, bank)
 
@@ -51,7 +57,7 @@ def fit(
     """Fit the head `iou_tracked` to a model from videos with truth, and install it."""
     from pipeline.heads import fit_heads
 
-    loaded, settings = _model(model, config, set_)
+    loaded, settings = _model(model, folder, config, set_)
     console = notices()
     path, bank = fit_heads(folder, loaded, settings, lambda name: console.print(f"propagating {name}"))
     _tell(path, bank)

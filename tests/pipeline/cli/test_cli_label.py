@@ -112,6 +112,8 @@ def test_json_is_all_that_stands_on_stdout(
         (["--set", "policy.max_uncertainty"], "expected --set key=value"),
         (["--model", "sam2_nanno"], "did you mean 'sam2_nano'?"),
         (["--config", "no-such.yaml"], "no file no-such.yaml"),
+        (["--out", "ftp://host/labels"], "expected a folder or s3://bucket/prefix"),
+        (["--prompts", "no-such.json"], "nothing; check the path"),
         (["--nonsense"], "No such option"),
     ],
 )
@@ -123,6 +125,16 @@ def test_a_wrong_call_is_exit_code_2_and_one_line(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+    assert calls == []
+
+
+def test_a_call_whose_every_input_leads_nowhere_is_wrong(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("label", tmp_path / "nope.mp4", tmp_path / "neither") == 2
+    assert capsys.readouterr().out.count("nothing at") == 2
+    file = _videos(tmp_path, "a", "b") / "a.prompts.json"
+    assert run("label", tmp_path, "--prompts", file) == 2
     assert calls == []
 
 
