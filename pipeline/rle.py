@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 from pycocotools import mask as coco
 
 from pipeline.errors import ShapeError
+
+# pycocotools' arrays do not know NumPy 2's `copy` yet; a process that turns warnings into errors must not fail for it.
+warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning, "pycocotools")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +74,9 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
         rle.encode_logits(np.ones(shape, np.float32), 8, 8)
     with pytest.raises(ShapeError, match="expected"):
         rle.encode_mask(np.ones(shape, bool))
+
+
+def test_a_process_that_turns_warnings_into_errors_can_decode() -> None:
+    code = "from pipeline import rle; rle.decode(rle.empty_mask(2, 3).counts, 2, 3)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
