@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from pipeline.errors import MasksieveError
 
@@ -49,6 +50,11 @@ def notices() -> Console:
     """Where progress, hints and errors go: stderr, never wrapped when it is no terminal."""
     console = Console(stderr=True, highlight=False)
     return console if console.is_terminal else Console(stderr=True, highlight=False, width=10_000)
+
+
+def plain_table() -> Table:
+    """A table without lines, as every command prints them."""
+    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
 
 
 def start_logging(*, debug: bool) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from pipeline.cli.console import notices, results
+from pipeline.cli.console import notices, plain_table, results
 from pipeline.cli.label import Set, make_settings
 from pipeline.cli.progress import Board
 from pipeline.cli.summary import percent, summary_table
@@ -44,7 +43,7 @@ def demo(
     told = results()
     told.print()
     told.print(summary_table(report.reports))
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("against the truth")
     for heading in ("rows", "mean true IoU", "IoU >= 0.5", "called absent"):
         table.add_column(heading, justify="right", no_wrap=True)

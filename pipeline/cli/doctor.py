@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from pipeline.cli.console import FAILED, results
+from pipeline.cli.console import FAILED, plain_table, results
 from pipeline.cli.label import Config, Set, make_settings
 
 _MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]limited[/]", "broken": "[bold red]broken[/]"}
@@ -32,7 +31,7 @@ def doctor(
         )
     else:
         console = results()
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table = plain_table()
         table.add_column("part", no_wrap=True)
         table.add_column("state", no_wrap=True)
         table.add_column("found", overflow="fold")

@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
-from pipeline.cli.console import notices, reading_the_call, results
+from pipeline.cli.console import notices, plain_table, reading_the_call, results
 
 app = typer.Typer(help="Models by name: list, fetch, verify.", no_args_is_help=True)
 Cache = Annotated[Path | None, typer.Option("--cache-dir", help="Cache folder.", show_default="$MASKSIEVE_CACHE")]
@@ -32,7 +31,7 @@ def list_(
             json.dumps([{key: getattr(row, key) for key in keys} | {"path": str(row.path)} for row in rows], indent=1)
         )
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     for heading in ("model", "source", "status", "size", "sha256"):
         table.add_column(heading, no_wrap=True, justify="right" if heading == "size" else "left")
     for row in rows:

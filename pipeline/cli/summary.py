@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli.console import plain_table
+
 if TYPE_CHECKING:
     from pipeline.label import VideoReport
 
@@ -49,7 +51,7 @@ def as_json(reports: Sequence[VideoReport], out: str, *, interrupted: bool = Fal
 
 def summary_table(reports: Sequence[VideoReport]) -> Table:
     """One line per video and a last one for all of them."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column("video", overflow="fold", min_width=12)
     for heading in ("frames", "masks", "accepted", "review", "absent", "wall", "frames/s"):
         table.add_column(heading, justify="right", no_wrap=True)
