@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +18,14 @@ import torch
 from pipeline import temporal
 from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.encode import RowContext
-from pipeline.errors import DiskSpaceError, MasksieveError, StorageError
+from pipeline.errors import MasksieveError, StorageError
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, load_model
 from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.review_images import write_review_images
 from pipeline.score import score_head
+from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
 from pipeline.source import LocalVideo, find_prompts, local_video
 from pipeline.stages import Spools, run_stages
@@ -41,7 +40,6 @@ log = logging.getLogger(__name__)
 
 SMALL_IMAGE_PX = 256
 SCRATCH_BYTES_PER_ROW = 4096  # generous: a row of facts with its run lengths takes about 1 kB
-SCRATCH_RESERVE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def label_video(
     store.probe_conditional_put()  # an output that cannot be written is found before the work, not after it
     ledger = Ledger(store)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(_scratch(settings)))
+        scratch = Path(stack.enter_context(scratch_folder(settings)))
         source = stack.enter_context(local_video(video, settings.storage, scratch))
         info = probe_video(source.path, settings.decode)
         found.validate(info)
@@ -217,27 +215,6 @@ def bank_sha256(bank: HeadBank) -> str:
     return digest.hexdigest()
 
 
-def _scratch(settings: Settings) -> tempfile.TemporaryDirectory[str]:
-    folder = settings.output.scratch_dir
-    try:
-        if folder is not None:
-            folder.mkdir(exist_ok=True)  # never its parents: they would be a typing mistake come true
-        return tempfile.TemporaryDirectory(prefix="masksieve-", dir=folder)
-    except OSError as error:
-        raise StorageError(
-            "a writable scratch folder", f"{folder}: {error.strerror}", "set output.scratch_dir"
-        ) from error
-
-
-def _check_scratch(scratch: Path, rows: int) -> None:
-    need, free = rows * SCRATCH_BYTES_PER_ROW + SCRATCH_RESERVE_BYTES, shutil.disk_usage(scratch).free
-    if free < need:
-        raise DiskSpaceError(
-            f"{need / 1e6:.0f} MB of scratch for {rows} rows", f"{free / 1e6:.0f} MB at {scratch}",
-            "free space or set output.scratch_dir",
-        )  # fmt: skip
-
-
 def _make_facts(
     source: LocalVideo,
     info: VideoInfo,
@@ -255,7 +232,8 @@ def _make_facts(
     report: Callable[[Progress], None],
 ) -> list[FileRecord]:
     """Run the stages and write the layers under the attempt's own keys; true only when committed."""
-    _check_scratch(scratch, len(sample) * len(prompts.objects))
+    rows = len(sample) * len(prompts.objects)
+    require_room(scratch, rows * SCRATCH_BYTES_PER_ROW, f"{rows} rows")
     labels = {one.object_id: one.label for one in prompts.objects}
     given = {
         (one.object_id, frame.frame_index): frame.mask_hw

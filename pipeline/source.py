@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.checksum import file_sha256
 from pipeline.errors import PromptError, StorageError, VideoError
 from pipeline.prompts import PromptSet, load_prompts, parse_prompts
+from pipeline.scratch import RESERVE_BYTES
 from pipeline.settings import StorageSettings
 
 
@@ -43,13 +45,22 @@ def video_sha256(path: Path) -> str:
 
 
 @contextmanager
-def local_video(video: str, storage: StorageSettings, scratch: Path) -> Iterator[LocalVideo]:
+def local_video(
+    video: str,
+    storage: StorageSettings,
+    scratch: Path,
+    *,
+    stop: threading.Event | None = None,
+    reserve_bytes: int = RESERVE_BYTES,
+) -> Iterator[LocalVideo]:
     """The video on local disk for the length of the block; a download is removed at its end.
 
     Args:
         video: a local path or an s3:// URL.
         storage: how s3:// is reached.
         scratch: folder for a download.
+        stop: set by another thread to call a download off.
+        reserve_bytes: disk that must stay free beside a download.
     Raises: VideoError if there is no such file; StorageError, DiskSpaceError from the store.
     """
     if "://" in video:
@@ -58,7 +69,7 @@ def local_video(video: str, storage: StorageSettings, scratch: Path) -> Iterator
         folder, name = split_url(video)
         target = scratch / f"source{PurePosixPath(name).suffix}"
         try:
-            digest = ObjectStore(folder, storage).get_file(name, target)
+            digest = ObjectStore(folder, storage).get_file(name, target, stop=stop, reserve_bytes=reserve_bytes)
             yield LocalVideo(target, digest, video)
         finally:
             target.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import DiskSpaceError, StorageError
+from pipeline.storage.download import CHUNK_BYTES, ObjectFacts
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -79,6 +81,17 @@ class LocalBackend:
     def open(self, key: str) -> BinaryIO:
         """Open for reading."""
         return (self.root / key).open("rb")
+
+    def facts(self, key: str) -> ObjectFacts:
+        """Its size."""
+        return ObjectFacts((self.root / key).stat().st_size)
+
+    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]:
+        """The bytes from an offset on."""
+        with self.open(key) as file:
+            file.seek(offset)
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a folder prefix."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pipeline.errors import MasksieveError, StorageError
+from pipeline.scratch import RESERVE_BYTES
+from pipeline.storage.download import ObjectFacts, download
 from pipeline.storage.local import LocalBackend
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class Backend(Protocol):
     def replace(self, key: str, source: Path | bytes, version: str | None) -> bool: ...
     def version(self, key: str) -> str | None: ...
     def open(self, key: str) -> BinaryIO: ...
+    def facts(self, key: str) -> ObjectFacts: ...
+    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]: ...
     def list(self, prefix: str) -> list[str]: ...
     def delete(self, key: str) -> None: ...
     def error(self, error: Exception, doing: str, uri: str) -> StorageError: ...
@@ -112,14 +116,21 @@ class ObjectStore:
         with self._typed("read", key), self._backend.open(_checked(key)) as file:
             yield file
 
-    def get_file(self, key: str, target: Path) -> str:
-        """Copy an object to a local file. Returns the SHA-256 of its bytes, computed on the way."""
-        digest = hashlib.sha256()
-        with self._typed("read", key), self._backend.open(_checked(key)) as file, target.open("wb") as out:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-                out.write(chunk)
-        return digest.hexdigest()
+    def get_file(
+        self,
+        key: str,
+        target: Path,
+        *,
+        stop: threading.Event | None = None,
+        reserve_bytes: int = RESERVE_BYTES,
+    ) -> str:
+        """Copy an object to a local file, whole and verified, or leave nothing; see `download`.
+
+        Returns: the SHA-256 of its bytes, computed on the way.
+        Raises:  StorageError, DiskSpaceError.
+        """
+        with self._typed("read", key):
+            return download(self._backend, _checked(key), target, stop=stop, reserve_bytes=reserve_bytes)
 
     def list(self, prefix: str = "") -> list[str]:
         """Keys below a folder prefix such as `commits/`, sorted; hidden (dot) files of a local folder left out."""

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import binascii
+import concurrent.futures
 import errno
 import os
+import re
+import threading
+import time
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipeline.errors import DiskSpaceError, StorageError
+from pipeline.storage.download import CHUNK_BYTES, BrokenConnection, Misread, ObjectFacts, stopped
 
 if TYPE_CHECKING:
     from pipeline.settings import StorageSettings
 
 SINGLE_PUT_BYTES = 64 * 2**20
 """Up to here one PUT, which can be conditional; larger files go in parts, which can't."""
+STALL_SECONDS = 60.0
+"""A download that gets no byte for so long is broken."""
+
+T = TypeVar("T")
 
 
 class S3Backend:
@@ -92,6 +105,60 @@ class S3Backend:
         file: BinaryIO = self.fs.open(self._path(key), "rb", block_size=2**20, cache_type="readahead")
         return file
 
+    def facts(self, key: str) -> ObjectFacts:
+        """Size, ETag, and the checksums that are of the bytes."""
+        head = self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
+        tag = head.get("ETag")
+        return ObjectFacts(int(head["ContentLength"]), tag, _md5(head, self.bucket), _sha256(head))
+
+    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]:
+        """The bytes from an offset on, of the version that `facts` describes."""
+        only = {"IfMatch": facts.tag} if facts.tag else {}
+        part = {"Range": f"bytes={offset}-"} if offset else {}
+        uri = self.uri(key)
+        try:
+            request = self.fs._call_s3("get_object", Bucket=self.bucket, Key=self._key(key), **only, **part)
+            answer = self._await(request, stop, uri)
+        except Exception as error:
+            if _refused_by_condition(error):
+                raise Misread(f"the version {facts.tag}", "another one") from error
+            if _passing(error):
+                raise BrokenConnection(_reason(error)) from error
+            raise
+        body = answer["Body"]
+        try:
+            if facts.tag and answer.get("ETag", facts.tag) != facts.tag:
+                raise Misread(f"the version {facts.tag}", f"{answer['ETag']}")
+            skip = 0 if str(answer.get("ContentRange", "")).startswith(f"bytes {offset}-") else offset
+            while chunk := self._body_chunk(body, stop, uri):
+                yield chunk[skip:]  # a server that knows no ranges begins at the beginning
+                skip = max(0, skip - len(chunk))
+        finally:
+            self.fs.loop.call_soon_threadsafe(body.close)
+
+    def _body_chunk(self, body: Any, stop: threading.Event, uri: str) -> bytes:
+        try:
+            chunk: bytes = self._await(body.read(CHUNK_BYTES), stop, uri)
+        except (BrokenConnection, StorageError):
+            raise
+        except Exception as error:  # the many ways of two HTTP libraries to say that the rest did not come
+            raise BrokenConnection(_reason(error)) from error
+        return chunk
+
+    def _await(self, coroutine: Coroutine[Any, Any, T], stop: threading.Event, uri: str) -> T:
+        """Run a coroutine in the loop of s3fs; end at a stop, at an interrupt, and when nothing comes."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop)
+        end = time.monotonic() + STALL_SECONDS
+        try:
+            while not concurrent.futures.wait([future], timeout=0.1).done:
+                if stop.is_set():
+                    raise stopped(uri)
+                if time.monotonic() > end:
+                    raise BrokenConnection(f"nothing for {STALL_SECONDS:g} s")
+            return future.result()
+        finally:
+            future.cancel()
+
     def list(self, prefix: str) -> list[str]:
         """Keys below a folder prefix."""
         root = self._path("")
@@ -157,6 +224,43 @@ def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
             return status, response.get("Error", {}).get("Code")
         error = error.__cause__
     return None, None
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether a request failed on its way, or the server said that it will do better later."""
+    if isinstance(error, BrokenConnection):
+        return True
+    if isinstance(error, StorageError | PermissionError | FileNotFoundError):
+        return False
+    status, code = _answer(error)
+    return status is None or status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _md5(head: dict[str, Any], bucket: str) -> str | None:
+    """The MD5 of the bytes, in hex, if the ETag is one.
+
+    It is not for an upload in parts (a dash), under a key of KMS or the customer's, and in directory buckets.
+    Source: Amazon S3 API reference, `Object`, ETag.
+    """
+    tag = str(head.get("ETag", "")).strip('"')
+    hidden = head.get("SSECustomerAlgorithm") or str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
+    if hidden or bucket.endswith("--x-s3") or not re.fullmatch(r"[0-9a-f]{32}", tag):
+        return None
+    return tag
+
+
+def _sha256(head: dict[str, Any]) -> str | None:
+    """The SHA-256 of the bytes, in hex, if the object was stored with one; one of parts (a dash) is of no use here."""
+    try:
+        digest = base64.b64decode(str(head.get("ChecksumSHA256", "")), validate=True)
+    except binascii.Error:
+        return None
+    whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    return digest.hex() if whole and len(digest) == 32 else None
 
 
 def _refused_by_condition(error: BaseException) -> bool:
