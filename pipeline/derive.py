@@ -158,7 +158,7 @@ def prepared(
 ) -> Iterator[Plan]:
     """Compute both files on scratch; they end with the block. Memory does not grow with the video."""
     with ExitStack() as stack:
-        facts = pq.ParquetFile(stack.enter_context(_local_facts(store, commit, scratch_dir)))
+        facts = pq.ParquetFile(stack.enter_context(local_facts(store, commit, scratch_dir)))
         stretches, counts = _survey(facts, policy, commit.video_id)
         pictures = images(stretches) if images else _earlier_images(store, commit, stretches)
         plan = Plan(store, commit, policy, counts)
@@ -279,7 +279,7 @@ class _Finder:
 
 
 @contextmanager
-def _local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> Iterator[Path]:
+def local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> Iterator[Path]:
     """The masks of a commit as a local file, checked against the commit's checksum."""
     record = commit.file("masks")
     with ExitStack() as stack:
