@@ -20,6 +20,7 @@ from pipeline.drops import find_videos
 from pipeline.errors import MasksieveError, StorageError
 from pipeline.label import VideoReport, label_video
 from pipeline.models import LoadedModel, load_model
+from pipeline.prefetch import Prefetch
 from pipeline.settings import Settings, load_settings
 
 RETRIES = 2
@@ -54,10 +55,13 @@ def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def label_one(video: str, prompts: str | None, out: str, settings: Settings, drop: str | None) -> VideoReport:
-    """Label one video; a video that is already labelled this way is left unchanged."""
+def label_one(
+    video: str, prompts: str | None, out: str, settings: Settings, drop: str | None, ahead: Prefetch | None = None
+) -> VideoReport:
+    """Label one video, downloaded ahead if it could be; one that is already labelled this way is left unchanged."""
     model = _model(settings.model.name, settings.model.device, settings.model.cache_dir)
-    report = label_video(video, prompts, out, settings, drop=drop, model=model)
+    source = None if ahead is None else ahead.video(video)
+    report = label_video(video, prompts, out, settings, drop=drop, model=model, source=source)
     get_run_logger().info("%s %s: %d frames, %d rows", report.video, report.status, report.frames, report.rows)
     return report
 
@@ -85,15 +89,17 @@ def label_drop(
     """
     settings = load_settings(config, overrides)
     rows: list[dict[str, Any]] = []
-    for wanted in find_videos([drop], storage=settings.storage):
-        if wanted.error is not None:
-            rows.append(_failed(wanted.video, str(wanted.error)))
-            continue
-        state = label_one(wanted.video, wanted.prompts, out, settings, drop_name, return_state=True)
-        try:
-            rows.append(_row(state.result()))
-        except Exception as error:  # noqa: BLE001 - one video's failure is a line of the summary
-            rows.append(_failed(wanted.video, f"{type(error).__name__}: {error}"))
+    found = find_videos([drop], storage=settings.storage)
+    with Prefetch.of(found, settings) as ahead:
+        for wanted in found:
+            if wanted.error is not None:
+                rows.append(_failed(wanted.video, str(wanted.error)))
+                continue
+            state = label_one(wanted.video, wanted.prompts, out, settings, drop_name, ahead, return_state=True)
+            try:
+                rows.append(_row(state.result()))
+            except Exception as error:  # noqa: BLE001 - one video's failure is a line of the summary
+                rows.append(_failed(wanted.video, f"{type(error).__name__}: {error}"))
     create_table_artifact(table=rows, key="label-drop", description=f"Labels of `{drop}` in `{out}`")
     failed = [row["video"] for row in rows if row["status"] == "failed"]
     if failed:

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -101,6 +101,7 @@ def label_video(
     drop: str | None = None,
     model: LoadedModel | None = None,
     progress: Callable[[Progress], None] | None = None,
+    source: AbstractContextManager[LocalVideo] | None = None,
 ) -> VideoReport:
     """Label one video: probe and decode, propagate, score, write, commit, route.
 
@@ -114,6 +115,8 @@ def label_video(
         drop: Hive partition of the labels; the video's folder if None.
         model: loaded before, for a run over several videos; loaded by name if None.
         progress: called from the calling thread, about once a frame.
+        source: the video on local disk (`Prefetch.video`), entered once the prompts and the output were looked at;
+            brought here if None.
     Returns: counts and where to look.
     Raises:  MasksieveError: VideoError, PromptError, ModelError, HeadError, PropagationError, StorageError.
     """
@@ -125,8 +128,8 @@ def label_video(
     ledger = Ledger(store)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder(settings)))
-        source = stack.enter_context(local_video(video, settings.storage, scratch))
-        info = probe_video(source.path, settings.decode)
+        local = stack.enter_context(source or local_video(video, settings.storage, scratch))
+        info = probe_video(local.path, settings.decode)
         found.validate(info)
         sample = Sample.of(info, settings.decode, found)
         loaded = model or load_model(
@@ -137,20 +140,20 @@ def label_video(
             bank = load_bank(settings.score.bank, model_sha256=loaded.sha256)
         heads_sha256 = None if bank is None else bank_sha256(bank)
         config = facts_config(info, settings)
-        key = work_key(source.video_id, found.sha256, loaded.sha256, heads_sha256, config)
-        commit = ledger.newest(source.video_id)
+        key = work_key(local.video_id, found.sha256, loaded.sha256, heads_sha256, config)
+        commit = ledger.newest(local.video_id)
         fresh = commit is None or commit.work_key != key
         if commit is None or fresh:
             parent = 0 if commit is None else commit.generation
             metadata = facts_metadata(info, loaded, heads_sha256, config)
             run_id = uuid.uuid4().hex
             files = _make_facts(
-                source, info, sample, found, loaded, bank, settings, scratch, store, metadata,
+                local, info, sample, found, loaded, bank, settings, scratch, store, metadata,
                 drop=drop or default_drop(video), attempt_id=f"{parent + 1:06d}-{run_id[:12]}", report=report,
             )  # fmt: skip
             try:
                 commit = ledger.commit(
-                    source.video_id, parent=parent, work_key=key, video_uri=source.uri,
+                    local.video_id, parent=parent, work_key=key, video_uri=local.uri,
                     drop=drop or default_drop(video), files=files, run_id=run_id, attempt=1, started_at=started_at,
                 )  # fmt: skip
             except CommitConflict:
@@ -184,6 +187,8 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
     return {
         "decoder": info.decoder,
         "reverse": settings.propagate.reverse,
+        "on_cut": settings.propagate.on_cut,
+        "cut_threshold": None if settings.propagate.on_cut == "ignore" else settings.propagate.cut_threshold,
         "precision": settings.model.precision,
         "candidates": settings.output.candidates,
         "tokens": settings.output.tokens,

@@ -117,11 +117,12 @@ def label_all(
     Raises:  MasksieveError if the model cannot be loaded.
     """
     from pipeline.label import label_video
+    from pipeline.prefetch import Prefetch
 
     model: LoadedModel | None = None
     reports: list[VideoReport] = []
     console = notices()
-    with Board(console, len(wanted)) as board:
+    with Board(console, len(wanted)) as board, Prefetch.of(wanted, settings) as ahead:
         try:
             for one in wanted:
                 board.start(one.name)
@@ -132,8 +133,9 @@ def label_all(
                 model = model or _load(settings)
                 try:
                     report = label_video(
-                        one.video, one.prompts, out, settings, drop=drop, model=model, progress=board.update
-                    )
+                        one.video, one.prompts, out, settings, drop=drop, model=model, progress=board.update,
+                        source=ahead.video(one.video),
+                    )  # fmt: skip
                 except MasksieveError as error:
                     report = failed_report(one.video, one_line(error))
                 except Exception as error:
