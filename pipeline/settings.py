@@ -62,7 +62,9 @@ class DecodeSettings(_Section):
     `stride` takes every n-th frame; `fps` takes, for each tick of so many a second, the first frame at or after it;
     `start_seconds` and `end_seconds` bound a half-open range counted from the first frame. Frames that carry a prompt
     are always taken (`pipeline.video.sample`). `queue_frames` bounds the decoded frames in flight. `watchdog_seconds`
-    without a frame end the decoder. `max_width` and `max_height` are px, `max_frames` a count.
+    without a frame end the decoder. `on_damage` keep_good_prefix labels the frames before the first damage, for which every
+    video is decoded once more. Larger videos than `max_width` and `max_height` (px), `max_pixels` (of a frame; 8K),
+    `max_frames` and `max_seconds` (a day) are refused before they are decoded.
     """
 
     decoder: Literal["auto", "decord", "pyav"] = "auto"
@@ -70,11 +72,14 @@ class DecodeSettings(_Section):
     fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     start_seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     end_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    on_damage: Literal["refuse", "keep_good_prefix"] = "refuse"
     queue_frames: int = Field(default=8, ge=1, le=256)
     watchdog_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     max_width: int = Field(default=8192, ge=1)
     max_height: int = Field(default=8192, ge=1)
+    max_pixels: int = Field(default=36_000_000, ge=1)
     max_frames: int = Field(default=1_000_000, ge=1)
+    max_seconds: float = Field(default=86_400.0, gt=0, allow_inf_nan=False)
 
     @field_validator("fps")
     @classmethod
@@ -92,16 +97,45 @@ class DecodeSettings(_Section):
         return end
 
 
-class PromptSettings(_Section):
-    """What happens to a video without prompts; `refuse` is the only way yet."""
+class AutoPromptSettings(_Section):
+    """How objects are found in a video that nobody prompted (`pipeline.auto_prompts`, `pipeline.discover`).
 
-    on_missing: Literal["refuse"] = "refuse"
+    `points_per_side` is the grid of clicks. `max_objects` are followed at once, `max_total` over the whole video.
+    `every_frames` of the frames that are labelled comes a second look (None: none); an object that was absent for
+    `end_after_absent` in a row is followed no further. `min_score` is of the confidence, `min_stability` of the
+    stability score, `max_overlap` the share of the smaller of two masks up to which both stay; areas are shares of the
+    frame. Thresholds were chosen for sam2_nano (benchmarks/auto_prompts.py).
+    """
+
+    points_per_side: int = Field(default=12, ge=1, le=64)
+    max_objects: int = Field(default=16, ge=1, le=1024)
+    max_total: int = Field(default=64, ge=1, le=100_000)
+    every_frames: int | None = Field(default=30, ge=1)
+    end_after_absent: int = Field(default=15, ge=1)
+    min_score: float = Field(default=0.65, ge=0, le=1, allow_inf_nan=False)
+    min_stability: float = Field(default=0.6, ge=0, le=1, allow_inf_nan=False)
+    max_overlap: float = Field(default=0.7, ge=0, le=1, allow_inf_nan=False)
+    min_area_share: float = Field(default=0.004, ge=0, le=1, allow_inf_nan=False)
+    max_area_share: float = Field(default=0.4, gt=0, le=1, allow_inf_nan=False)
+
+
+class PromptSettings(_Section):
+    """What happens to a video without prompts: it is refused, or its objects are found automatically."""
+
+    on_missing: Literal["refuse", "auto"] = "refuse"
+    auto: AutoPromptSettings = AutoPromptSettings()
 
 
 class PropagateSettings(_Section):
-    """How masks travel: `reverse` also reaches frames before an object's first prompt."""
+    """How masks travel: `reverse` also reaches frames before an object's first prompt.
+
+    At a scene cut, `on_cut` flag follows objects on and marks the rows, stop follows none across it, ignore looks for
+    no cuts. `cut_threshold` is how sure the detector must be (`pipeline.shots`); higher finds fewer.
+    """
 
     reverse: bool = True
+    on_cut: Literal["flag", "stop", "ignore"] = "flag"
+    cut_threshold: float = Field(default=0.5, gt=0, lt=1, allow_inf_nan=False)
 
 
 class ScoreSettings(_Section):

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.records import MASKS
+from pipeline.shots import ShotDetector
 
 
 class ShotLog:
@@ -18,13 +20,23 @@ class ShotLog:
     Whether a row lies across a cut depends on prompts and cuts that may come later, so it is known at the end only.
     What is kept grows with cuts and prompts, not with rows.
 
+    Args:
+        detector: finds the cuts; None looks for none, so that the video is one shot.
     Attributes:
         cuts: source frame_index of the first frame of every shot but the first, ascending.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, detector: ShotDetector | None = None) -> None:
+        self._detector = detector
         self.cuts: list[int] = []
         self._prompted: dict[int, set[int]] = {}
+
+    def see(self, frame_index: int, rgb_hw3: NDArray[np.uint8]) -> bool:
+        """Look at the next frame that is labelled, in time order; returns whether a shot begins on it."""
+        if self._detector is None or not self._detector.is_cut(rgb_hw3):
+            return False
+        self.cut(frame_index)
+        return True
 
     def cut(self, frame_index: int) -> None:
         """A shot begins on this frame. Cuts come in ascending order; one that is known already changes nothing."""
@@ -55,13 +67,18 @@ class ShotLog:
             yield _with(filled, "across_cut", pa.array(across))
 
     def state(self) -> dict[str, Any]:
-        """Everything noted, as plain lists and numbers."""
-        return {"cuts": list(self.cuts), "prompted": {one: sorted(frames) for one, frames in self._prompted.items()}}
+        """Everything noted and the detector's state, as plain lists and numbers."""
+        return {
+            "cuts": list(self.cuts),
+            "prompted": {one: sorted(frames) for one, frames in self._prompted.items()},
+            "detector": None if self._detector is None else self._detector.state(),
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ShotLog:
-        """The log that `state` was taken of."""
-        log = cls()
+        """The log that `state` was taken of; it goes on with the next frame."""
+        detector = state["detector"]
+        log = cls(None if detector is None else ShotDetector.from_state(detector))
         log.cuts = list(state["cuts"])
         log._prompted = {int(one): set(frames) for one, frames in state["prompted"].items()}
         return log

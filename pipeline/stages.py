@@ -18,6 +18,7 @@ from pipeline.rowspool import RowSpool
 from pipeline.score import Scorer
 from pipeline.settings import Settings
 from pipeline.shot_log import ShotLog
+from pipeline.shots import ShotDetector
 from pipeline.video.probe import VideoInfo
 from pipeline.video.sample import Sample
 from pipeline.video.spool import FrameSpool
@@ -33,7 +34,8 @@ class Spools:
     """
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
-        self.shots = ShotLog()
+        looking = settings.propagate.on_cut != "ignore"
+        self.shots = ShotLog(ShotDetector(settings.propagate.cut_threshold) if looking else None)
         self.masks = RowSpool(scratch)
         self.candidates = RowSpool(scratch, CANDIDATES) if settings.output.candidates else None
         self.tokens = RowSpool(scratch, TOKENS) if settings.output.tokens else None
@@ -108,7 +110,11 @@ def run_stages(
         def frames() -> Iterator[Frame]:
             spooled = (head(index) for index in range(last_prompt + 1))
             for frame in itertools.chain(spooled, stream):
+                position = len(pts_seconds)
                 pts_seconds.append(frame.pts_seconds)
+                cut = spools.shots.see(sample.frame_index(position), frame.rgb_hw3)
+                if cut and settings.propagate.on_cut == "stop":
+                    session.barriers.add(position)
                 yield frame
 
         encode = stack.enter_context(_encoder(context, spools.add_pass("forward"), settings))

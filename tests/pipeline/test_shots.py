@@ -1,0 +1,124 @@
+"""Scene cuts: found on their frame, and on no other for what a camera does within a shot."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.errors import ShapeError
+from pipeline.nano.clips import render_clip
+from pipeline.shots import ShotDetector
+
+SIZE = 128
+EASY = dict.fromkeys(("camouflage", "low_contrast", "noise", "fast", "flicker"), 0.0)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def clip(seed: int, frames: int = 8, **mix: float) -> NDArray[np.uint8]:
+    return render_clip(seed, frames=frames, size=SIZE, mix={**EASY, **mix}).frames_thw3
+
+
+def cuts(frames: NDArray[np.uint8], detector: ShotDetector | None = None) -> list[int]:
+    detector = detector or ShotDetector()
+    return [index for index, frame in enumerate(frames) if detector.is_cut(frame)]
+
+
+def lit(frames: NDArray[np.uint8], gain_n: NDArray[np.float64]) -> NDArray[np.uint8]:
+    bright: NDArray[np.uint8] = (frames * gain_n[:, None, None, None]).clip(0, 255).astype(np.uint8)
+    return bright
+
+
+def test_a_cut_between_two_clips_is_found_on_its_very_frame() -> None:
+    found = 0
+    for seed in range(12):
+        first, second = clip(7000 + seed, 5 + seed % 4), clip(8000 + seed)
+        said = cuts(np.concatenate([first, second]))
+        assert set(said) <= {len(first)}
+        found += said == [len(first)]
+    assert found >= 11
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=seeds, size=st.integers(1, 300), aspect=st.integers(1, 300))
+def test_a_standing_picture_of_any_size_has_no_cut(seed: int, size: int, aspect: int) -> None:
+    picture = np.random.default_rng(seed).integers(0, 256, (size, aspect, 3), dtype=np.uint8)
+    assert cuts(np.repeat(picture[None], 4, 0)) == []
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=seeds, data=st.data())
+def test_jitter_of_the_brightness_is_no_cut(seed: int, data: st.DataObject) -> None:
+    frames = clip(seed % 1000)
+    gain = np.array(data.draw(st.lists(st.floats(0.6, 1.4), min_size=len(frames), max_size=len(frames))))
+    assert cuts(lit(frames, gain)) == []
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=seeds, step=st.integers(-3, 3))
+def test_a_steady_pan_is_no_cut(seed: int, step: int) -> None:
+    wide = render_clip(seed % 1000, frames=1, size=256, mix=EASY).frames_thw3[0]
+    views = [wide[64 : 64 + SIZE, 64 + 8 * step * i // 2 :][:, :SIZE] for i in range(5)]
+    assert cuts(np.stack(views)) == []
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_flash_is_no_cut(length: int) -> None:
+    frames = clip(7, 10)
+    for blend in (0.5, 0.8, 0.97, 1.0):
+        lit_up = frames.astype(np.float64)
+        lit_up[4 : 4 + length] += (255 - lit_up[4 : 4 + length]) * blend
+        assert cuts(lit_up.astype(np.uint8)) == [], blend
+
+
+def test_a_fade_through_black_is_a_cut_only_if_another_scene_follows() -> None:
+    down = np.array([1, 1, 0.7, 0.4, 0.1, 0, 0, 0])
+    out, back, other = lit(clip(7, 8), down), lit(clip(7, 8), down[::-1]), lit(clip(11, 8), down[::-1])
+    assert cuts(np.concatenate([out, back])) == []
+    (cut,) = cuts(np.concatenate([out, other]))
+    assert 8 <= cut <= 14
+
+
+def test_black_at_the_start_and_blank_videos_have_no_cut() -> None:
+    black = np.zeros((3, SIZE, SIZE, 3), np.uint8)
+    assert cuts(np.concatenate([black, clip(7)])) == []
+    assert cuts(np.concatenate([black, black + 255, black])) == []
+
+
+def test_the_detector_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
+    frames = np.concatenate([clip(1, noise=1.0), lit(clip(2), np.linspace(1, 0, 8)), clip(3, fast=1.0), clip(4)])
+    straight = ShotDetector(0.4)
+    expected = cuts(frames, straight)
+    assert len(expected) >= 2
+    detector, said = ShotDetector(0.4), []
+    for index, frame in enumerate(frames):
+        detector = ShotDetector.from_state(json.loads(json.dumps(detector.state())))
+        if detector.is_cut(frame):
+            said.append(index)
+    assert said == expected
+    assert detector.state() == straight.state()
+
+
+def test_the_decision_does_not_see_what_comes_later() -> None:
+    frames = np.concatenate([clip(1), clip(2), clip(3)])
+    whole = cuts(frames)
+    for stop in range(1, len(frames)):
+        assert cuts(frames[:stop]) == [cut for cut in whole if cut < stop]
+
+
+def test_a_higher_threshold_finds_no_more() -> None:
+    frames = np.concatenate([clip(seed, 4) for seed in range(20, 30)])
+    counts = [len(cuts(frames, ShotDetector(threshold))) for threshold in (0.01, 0.5, 0.99, 0.999999)]
+    assert counts[0] >= 9
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < counts[0]
+
+
+def test_another_kind_of_picture_is_refused() -> None:
+    for frame in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 4), np.uint8)):
+        with pytest.raises(ShapeError, match="uint8"):
+            ShotDetector().is_cut(frame)
