@@ -150,7 +150,9 @@ class ScoreSettings(_Section):
 class OutputSettings(_Section):
     """What is written besides labels, how it is compressed, and where scratch files lie.
 
-    `scratch_dir` None means the system's temporary folder. `jpeg_quality` is Pillow's 1..95.
+    `scratch_dir` None means the system's temporary folder. `jpeg_quality` is Pillow's 1..95. About every
+    `checkpoint_seconds` the job saves where it stands, so that a run that is killed costs no more than that; None turns
+    it off. Checkpoints lie in `scratch_dir`, else in the cache folder (`pipeline.job_checkpoint`).
     """
 
     candidates: bool = False
@@ -160,6 +162,7 @@ class OutputSettings(_Section):
     jpeg_quality: int = Field(default=85, ge=1, le=95)
     row_group_rows: int = Field(default=32_768, ge=1)
     scratch_dir: Path | None = None
+    checkpoint_seconds: float | None = Field(default=300.0, ge=0, allow_inf_nan=False)
 
     _expand_scratch = field_validator("scratch_dir", mode="before")(_expand)
 
