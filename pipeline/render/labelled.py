@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROW_COLUMNS = (
     "video_id", "video_uri", "frame_index", "pts_seconds", "object_id", "label", "height", "width", "rle", "bbox_xyxy",
-    "visibility", "prompted", "score_source", "uncertainty", "decision", "reasons", "policy_id",
+    "visibility", "prompted", "shot_index", "score_source", "uncertainty", "decision", "reasons", "policy_id",
 )  # fmt: skip
 
 
@@ -30,7 +30,8 @@ class Labelled:
 
     Args:
         video_id: SHA-256 of the video's bytes.
-        rows: `ROW_COLUMNS`, every frame and object, sorted by frame_index, object_id.
+        rows: `ROW_COLUMNS` (no `shot_index` in labels that are older than it), every frame and object, sorted by
+            frame_index, object_id.
         stretches: one row per review stretch (review_id, frame_index and object_id of its representative), most
             uncertain first.
         threshold: largest uncertainty that the policy accepts, None where the file does not say.
@@ -103,7 +104,8 @@ def _read(store: ObjectStore, layer: str, video_id: str, columns: Sequence[str])
     for key in store.list(f"{layer}/"):
         if PurePosixPath(key).name == f"{video_id}.parquet":
             with store.open(key) as file:
-                tables.append(pq.read_table(file, columns=list(columns)))
+                there = set(pq.read_schema(file).names)
+                tables.append(pq.read_table(file, columns=[name for name in columns if name in there]))
     return tables
 
 

@@ -26,6 +26,7 @@ class Masklet:
         visibility_n: (n,) str: visible | absent | untracked.
         prompted_n: (n,) str, "" on a tracked frame.
         error_n: (n,) float64, 1 - true IoU, where the truth is known.
+        shot_index_n: (n,) int64, the shot that each frame lies in, where it is known.
     """
 
     object_id: int
@@ -37,6 +38,7 @@ class Masklet:
     visibility_n: NDArray[np.str_] = field(repr=False)
     prompted_n: NDArray[np.str_] = field(repr=False)
     error_n: NDArray[np.float64] | None = field(default=None, repr=False)
+    shot_index_n: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def renamed(self, label: str) -> Masklet:
         """The same masklet under another label, for pictures of several videos."""
@@ -46,6 +48,13 @@ class Masklet:
     def review_share(self) -> float:
         """The share of rows that a person is asked to look at, in 0..1."""
         return float(np.mean(self.decision_n == "review")) if self.decision_n.size else 0.0
+
+    @property
+    def cut_frames_n(self) -> NDArray[np.int64]:
+        """The first frame_index of every shot but the first, among the frames of the rows."""
+        if self.shot_index_n is None:
+            return np.zeros(0, np.int64)
+        return self.frame_index_n[1:][np.diff(self.shot_index_n) != 0]
 
     @property
     def decision_code_n(self) -> NDArray[np.uint8]:
@@ -61,7 +70,7 @@ def masklets(rows: pa.Table) -> list[Masklet]:
 
     Args:
         rows: columns frame_index, pts_seconds, object_id, label, visibility, prompted, uncertainty, decision and, where
-            the truth is known, true_iou.
+            they are known, shot_index and true_iou.
     Returns: one masklet per object, ascending object_id.
     """
     found: list[Masklet] = []
@@ -78,6 +87,9 @@ def masklets(rows: pa.Table) -> list[Masklet]:
                 decision_n=_strings(part["decision"]),
                 visibility_n=_strings(part["visibility"]),
                 prompted_n=_strings(part["prompted"]),
+                shot_index_n=part["shot_index"].to_numpy().astype(np.int64)
+                if "shot_index" in part.column_names
+                else None,
                 error_n=1 - _floats(part["true_iou"]) if "true_iou" in part.column_names else None,
             )
         )

@@ -19,6 +19,7 @@ from pipeline.render.palette import decision_colour, object_colour, unit
 
 _MOST_OBJECTS = 24
 _INK, _FAINT, _PAPER = "#222222", "#8a8a8a", "#ffffff"
+_CUT_WIDTH = 0.8
 
 
 def draw_timeline(
@@ -29,7 +30,7 @@ def draw_timeline(
     threshold: float | None,
     certificate: str | None,
 ) -> Path:
-    """One panel per object: the uncertainty curve over a ground coloured by decision.
+    """One panel per object: the uncertainty curve over a ground coloured by decision, scene cuts as upright lines.
 
     Args:
         masklets: objects to draw; above 24 the ones with the most review rows, and the picture says so.
@@ -114,6 +115,8 @@ def _panel(axis: Axes, masklet: Masklet, threshold: float | None) -> None:
                     color="#555555",
                     style="italic",
                 )
+    for cut in masklet.cut_frames_n:
+        axis.axvline(cut - 0.5, color=_INK, linewidth=_CUT_WIDTH)
     if threshold is not None:
         axis.axhline(threshold, color="#b3261e", linewidth=0.9, linestyle=(0, (5, 3)))
     if masklet.error_n is not None:
@@ -182,6 +185,10 @@ def _legend(figure: Figure, shown: Sequence[Masklet], threshold: float | None) -
         handles.append(Line2D([], [], color="#b3261e", linewidth=0.9, linestyle=(0, (5, 3)), label="threshold"))
     if any((m.prompted_n != "").any() for m in shown):
         handles.append(Line2D([], [], color=_INK, marker="v", linestyle="", label="prompt"))
+    if any(m.cut_frames_n.size for m in shown):
+        upright = Line2D([], [], color=_INK, marker="|", linestyle="", markersize=11, markeredgewidth=_CUT_WIDTH)
+        upright.set_label("scene cut")
+        handles.append(upright)
     figure.legend(
         handles=handles,
         loc="lower center",

@@ -46,6 +46,28 @@ def test_masklets_are_in_time_order_whatever_the_rows_order() -> None:
     assert first.review_share == 0.5
 
 
+def test_a_masklet_knows_where_its_shots_begin() -> None:
+    rows = _rows(6)
+    shots = pa.array([0 if frame < 2 else 1 if frame < 5 else 2 for frame in rows["frame_index"].to_pylist()])
+    assert masklets(rows)[0].cut_frames_n.tolist() == []
+    cut = masklets(rows.append_column("shot_index", shots))
+    assert [one.cut_frames_n.tolist() for one in cut] == [[2, 5], [2, 5]]
+
+
+def test_a_timeline_draws_its_cuts(tmp_path: Path) -> None:
+    rows = _rows(20)
+    shots = pa.array([frame // 10 for frame in rows["frame_index"].to_pylist()])
+    paths = [
+        draw_timeline(masklets(table), tmp_path / f"{number}.png", title="cup", threshold=0.24, certificate=None)
+        for number, table in enumerate((rows, rows.append_column("shot_index", shots)))
+    ]
+    plain, cut = (np.asarray(Image.open(path).convert("L")).astype(int) for path in paths)
+    changed = np.flatnonzero((np.abs(plain - cut) > 40).sum(0) > 60)
+    middle = 0.135 + (0.975 - 0.135) * 10 / 20  # of the axes, where frame 10 begins
+    assert changed.size
+    assert np.abs(changed / plain.shape[1] - middle).max() < 0.005
+
+
 def test_runs_cover_every_position_once() -> None:
     assert runs(list("aabccc")) == [(0, 2), (2, 3), (3, 6)]
     assert runs([]) == []
