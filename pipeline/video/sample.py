@@ -95,23 +95,14 @@ class Sample:
     def of(cls, info: VideoInfo, settings: DecodeSettings, prompts: PromptSet | None) -> Sample:
         """What the settings ask for of a probed video, with every frame that carries a prompt.
 
-        Times are read from the file only if fps or a range needs them.
-
-        Raises: PromptError, VideoError as `select_frames`; VideoError if times and frames differ in number.
+        Raises: PromptError, VideoError as `select_frames`.
         """
         if not is_sampled(settings):
             return cls(info.num_frames)
         from pipeline.video.probe import presentation_times
 
-        needs_times = not (settings.fps is settings.start_seconds is settings.end_seconds is None)
-        times = presentation_times(info.path) if needs_times else np.arange(info.num_frames) / info.fps
-        if len(times) != info.num_frames:
-            raise VideoError(
-                f"a time for each of {info.num_frames} frames", f"{len(times)} in {info.path}",
-                "use decode.stride, or encode the video again",
-            )  # fmt: skip
         prompted = {frame.frame_index for one in prompts.objects for frame in one.frames} if prompts else ()
-        chosen = select_frames(times, settings, prompted)
+        chosen = select_frames(presentation_times(info), settings, prompted)
         return cls(info.num_frames, None if chosen.size == info.num_frames else chosen)
 
     def __len__(self) -> int:

@@ -142,13 +142,13 @@ def _prompts(*frames: int) -> Any:
     return parse_prompts({"version": 1, "objects": [{"object_id": 1, "prompts": prompts}]}, source="test")
 
 
-def test_without_sampling_the_file_is_not_read_and_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.video.probe.presentation_times", lambda path: pytest.fail("read the file again"))
+def test_without_sampling_nothing_is_computed_and_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Sample.of(_info(10), DecodeSettings(stride=3), _prompts(4)).indices == [0, 3, 4, 6, 9]
+    monkeypatch.setattr("pipeline.video.probe.presentation_times", lambda info: pytest.fail("looked at times"))
     sample = Sample.of(_info(10), DecodeSettings(), _prompts(3))
     assert (len(sample), sample.indices) == (10, None)
     prompts = _prompts(3)
     assert sample.prompts(prompts) is prompts
-    assert Sample.of(_info(10), DecodeSettings(stride=3), _prompts(4)).indices == [0, 3, 4, 6, 9]
 
 
 def test_positions_and_frame_indices_translate_both_ways_and_in_refusals() -> None:
