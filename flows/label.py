@@ -80,7 +80,8 @@ def label_drop(
     """Label every video of a drop.
 
     Args:
-        drop: a folder, file, glob or s3:// prefix; each video pairs with the prompts beside it.
+        drop: a folder, file, glob or s3:// prefix; each video pairs with the prompts beside it; one without
+            fails unless `prompts.on_missing` is `auto`.
         out: folder or s3:// prefix of the labels.
         drop_name: the `drop=` partition; None leaves it to the job.
         config: a settings file, or the name of a shipped one.

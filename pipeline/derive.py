@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 2048
 ATTEMPTS = 10
+COUNTS = (
+    "rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches", "objects",
+)  # fmt: skip
 HEAVY_COLUMNS = ("rle", "bbox_xyxy", "video_uri")
 
 
@@ -70,7 +73,7 @@ class Derived:
 
     Args:
         status: written; unchanged (this generation and policy were there); fenced (a newer generation is committed).
-        counts: rows, accept, review, hold, visible, absent, untracked, given, audit, stretches.
+        counts: by `COUNTS`: rows by decision and by visibility, given and audited ones, stretches, objects.
     """
 
     status: Literal["written", "unchanged", "fenced"]
@@ -207,9 +210,7 @@ def _survey(facts: pq.ParquetFile, policy: Policy, video_id: str) -> tuple[list[
     names = [name for name in MASKS.names if name not in HEAVY_COLUMNS]
     stretches: list[Stretch] = []
     running: dict[int, Stretch | None] = {}
-    counts = dict.fromkeys(
-        ("rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches"), 0
-    )
+    counts = dict.fromkeys(COUNTS, 0)
     for batch in _batches(facts, names):
         decisions = decide(batch, policy)
         visibility, prompted = batch.column("visibility").to_pylist(), batch.column("prompted").to_pylist()
@@ -244,7 +245,7 @@ def _survey(facts: pq.ParquetFile, policy: Policy, video_id: str) -> tuple[list[
             stretch.rows += 1
             if uncertainty is not None and (stretch.uncertainty is None or uncertainty > stretch.uncertainty):
                 stretch.representative_frame, stretch.uncertainty = frame, uncertainty
-    counts["stretches"] = len(stretches)
+    counts["stretches"], counts["objects"] = len(stretches), len(running)
     return sorted(stretches, key=lambda item: (item.object_id, item.first_frame)), counts
 
 

@@ -38,7 +38,11 @@ class Wanted:
 
 
 def find_videos(
-    inputs: Sequence[str], *, prompts: str | None = None, storage: StorageSettings | None = None
+    inputs: Sequence[str],
+    *,
+    prompts: str | None = None,
+    storage: StorageSettings | None = None,
+    without_prompts: bool = False,
 ) -> list[Wanted]:
     """Every video that the inputs name, once, in order.
 
@@ -47,6 +51,7 @@ def find_videos(
             in full depth, past what an earlier `label` or `show` wrote there.
         prompts: a prompts file, when there is exactly one video, or a folder of `<stem>.prompts.json`.
         storage: how s3:// is reached.
+        without_prompts: a video may lack its file in the folder of prompts (its objects will be found).
     Returns: what was found; an input that leads nowhere is an entry with its error, so that the others are still done.
     Raises:  PromptError if one prompts file is given for several videos.
     """
@@ -59,7 +64,7 @@ def find_videos(
     if prompts is None:
         return wanted_all
     if "://" not in prompts and Path(prompts).is_dir():
-        return [_from_folder(wanted, Path(prompts)) for wanted in wanted_all]
+        return [_from_folder(wanted, Path(prompts), without_prompts) for wanted in wanted_all]
     if len([wanted for wanted in wanted_all if wanted.error is None]) > 1:
         raise PromptError(
             "one video with one prompts file",
@@ -137,9 +142,11 @@ def _beside(file: Path) -> Wanted:
     return Wanted(str(file), str(prompts) if prompts.is_file() else None)
 
 
-def _from_folder(wanted: Wanted, folder: Path) -> Wanted:
+def _from_folder(wanted: Wanted, folder: Path, without_prompts: bool) -> Wanted:
     """The same video with its prompts from another folder."""
     prompts = folder / (PurePosixPath(wanted.video).stem + PROMPTS_SUFFIX)
+    if without_prompts and not prompts.exists():
+        return Wanted(wanted.video, None, wanted.error)
     return Wanted(wanted.video, str(prompts), wanted.error)  # one that is missing is told with the folder's name
 
 

@@ -17,6 +17,7 @@ import torch
 
 from pipeline import temporal
 from pipeline.derive import Derived, ReviewImages, Stretch, derive
+from pipeline.discover import automatic_prompts
 from pipeline.encode import RowContext
 from pipeline.errors import MasksieveError, StorageError
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
@@ -39,6 +40,7 @@ from usam.weights import load_bank
 log = logging.getLogger(__name__)
 
 SMALL_IMAGE_PX = 256
+OBJECTS_IF_UNKNOWN = 4  # for the scratch estimate of a video whose objects are found on the way
 SCRATCH_BYTES_PER_ROW = 4096  # generous: a row of facts with its run lengths takes about 1 kB
 
 
@@ -109,7 +111,7 @@ def label_video(
 
     Args:
         video: local path or s3:// URL.
-        prompts: a prompt set, or where its file lies.
+        prompts: a prompt set, or where its file lies; without, `settings.prompts` say whether objects are found.
         out: folder or s3:// prefix.
         settings: of the run.
         drop: Hive partition of the labels; the video's folder if None.
@@ -122,7 +124,10 @@ def label_video(
     """
     started, started_at = time.monotonic(), datetime.now(UTC)
     report = progress or (lambda _: None)
-    found = find_prompts(prompts, video, settings.storage)
+    if prompts is None and settings.prompts.on_missing == "auto":
+        found = automatic_prompts(settings.prompts.auto)
+    else:
+        found = find_prompts(prompts, video, settings.storage)
     store = ObjectStore(out, settings.storage)
     store.probe_conditional_put()  # an output that cannot be written is found before the work, not after it
     ledger = Ledger(store)
@@ -237,7 +242,7 @@ def _make_facts(
     report: Callable[[Progress], None],
 ) -> list[FileRecord]:
     """Run the stages and write the layers under the attempt's own keys; true only when committed."""
-    rows = len(sample) * len(prompts.objects)
+    rows = len(sample) * (len(prompts.objects) or OBJECTS_IF_UNKNOWN)
     require_room(scratch, rows * SCRATCH_BYTES_PER_ROW, f"{rows} rows")
     labels = {one.object_id: one.label for one in prompts.objects}
     given = {
@@ -339,7 +344,7 @@ def _report(
         video_id=commit.video_id,
         status="labelled" if fresh else "re-decided" if derived.status == "written" else "unchanged",
         frames=num_frames,
-        objects=len(prompts.objects),
+        objects=len(prompts.objects) or derived.counts.get("objects", 0),
         rows=derived.counts["rows"],
         accepted=derived.counts["accept"],
         review=derived.counts["review"],

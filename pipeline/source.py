@@ -93,7 +93,7 @@ def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: St
         raise PromptError(
             f"prompts for {video}",
             f"no {stem}.prompts.json beside it",
-            "write one (README, Prompts) or pass --prompts FILE",
+            "write one (README, Prompts), pass --prompts FILE, or let objects be found with --auto-prompts",
         )
     if "://" in str(prompts):
         from pipeline.storage.objects import ObjectStore

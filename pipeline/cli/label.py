@@ -49,6 +49,9 @@ def label(
             help="Prompts of the one video, or a folder of STEM.prompts.json.", show_default="beside the video"
         ),
     ] = None,
+    auto_prompts: Annotated[
+        bool, typer.Option("--auto-prompts", help="Find objects in videos that have no prompts.")
+    ] = False,
     config: Config = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A model by name; see `masksieve models`.")] = None,
     drop: Annotated[str | None, typer.Option(help="Name of the drop that the labels are filed under.")] = None,
@@ -57,7 +60,8 @@ def label(
 ) -> None:
     """Label videos: propagate their prompted masks, score each, write labels and a review list.
 
-    clip.mp4 pairs with [bold]clip.prompts.json[/] beside it. A second run of the same work changes nothing.
+    clip.mp4 pairs with [bold]clip.prompts.json[/] beside it; without one it fails, or its objects are found with
+    [bold]--auto-prompts[/]. A second run of the same work changes nothing.
     """
     from pipeline.checkpoints import model_spec
     from pipeline.drops import find_videos
@@ -66,6 +70,8 @@ def label(
     for name, value in (("--out", out), ("--model", model), *(("a video", one) for one in inputs)):
         if value is not None and not value.strip():  # an unset shell variable, most likely
             raise SettingsError(f"a value for {name}", "an empty word", "check the variable that it comes from")
+    if auto_prompts:
+        set_ = ["prompts.on_missing=auto", *(set_ or [])]
     settings = make_settings(config, set_, model=model)
     with reading_the_call():  # a mistake here is told before any video is looked at
         model_spec(settings.model.name)
@@ -73,7 +79,8 @@ def label(
     if prompts and "://" not in prompts and not Path(prompts).expanduser().exists():
         raise CallError(f"prompts at {prompts}", "nothing", "check the path")
     with reading_the_call(PromptError):
-        wanted = find_videos(inputs, prompts=prompts, storage=settings.storage)
+        auto = settings.prompts.on_missing == "auto"
+        wanted = find_videos(inputs, prompts=prompts, storage=settings.storage, without_prompts=auto)
     reports, interrupted = label_all(wanted, out, settings, drop=drop)
     if json_:
         typer.echo(json.dumps(as_json(reports, out, interrupted=interrupted), indent=1))
