@@ -1,0 +1,110 @@
+"""Scene cuts in the job: marked, stopped at or ignored, with prompts in either shot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.models import LoadedModel
+from pipeline.nano.clips import render_clip
+from pipeline.render.film import FilmWriter
+from pipeline.settings import load_settings
+
+from .conftest import read_rows, run_label
+
+CUT, FRAMES = 8, 18
+EARLY, LATE, BOTH = 1, 2, 3
+
+
+@pytest.fixture(scope="module")
+def two_shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drawn clips in one video; objects prompted on frame 0, on frame 12, and on frames 2 and 14."""
+    folder = tmp_path_factory.mktemp("cuts")
+    shots = [render_clip(seed, frames=10, size=160, mix={"exit": 0.0}) for seed in (900_100_006, 900_100_011)]
+    with FilmWriter(folder / "clip.mp4", 25.0, quality=8) as film:
+        for frame in (*shots[0].frames_thw3[:CUT], *shots[1].frames_thw3):
+            film.append(frame)
+
+    def click(frame: int) -> dict[str, object]:
+        shot, at = (shots[0], frame) if frame < CUT else (shots[1], frame - CUT)
+        ys, xs = np.nonzero(shot.mask(shot.object_ids[0])[at])
+        middle = len(xs) // 2
+        return {"frame_index": frame, "points": [[int(xs[middle]), int(ys[middle]), 1]]}
+
+    prompts = {EARLY: [click(0)], LATE: [click(12)], BOTH: [click(2), click(14)]}
+    objects = [{"object_id": one, "prompts": found} for one, found in prompts.items()]
+    (folder / "clip.prompts.json").write_text(json.dumps({"version": 1, "objects": objects}))
+    return folder
+
+
+def label(two_shots: Path, out: Path, nano: LoadedModel, **settings: object) -> pd.DataFrame:
+    changes = {f"propagate.{name}" if "." not in name else name: value for name, value in settings.items()}
+    run_label(two_shots, out, nano, load_settings(None, changes))
+    return read_rows(out).set_index(["object_id", "frame_index"])
+
+
+@pytest.fixture(scope="module")
+def flagged(two_shots: Path, nano: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The rows with the settings as shipped."""
+    return label(two_shots, tmp_path_factory.mktemp("flag"), nano)
+
+
+def test_a_track_across_a_cut_is_flagged_in_both_directions(flagged: pd.DataFrame) -> None:
+    rows = flagged
+    for one, clean in {EARLY: range(CUT), LATE: range(CUT, FRAMES), BOTH: range(FRAMES)}.items():
+        mine = rows.loc[one]
+        assert mine.shot_index.tolist() == [0] * CUT + [1] * (FRAMES - CUT)
+        assert mine.index[~mine.across_cut].tolist() == list(clean)
+        assert (mine.visibility != "untracked").all()
+        across = mine[mine.across_cut]
+        assert (across.decision == "review").all()
+        assert all("across a scene cut" in reasons for reasons in across.reasons)
+    assert not rows.auto.any()
+
+
+def test_an_accepting_policy_leaves_the_cut_to_the_reader(two_shots: Path, nano: LoadedModel, tmp_path: Path) -> None:
+    rows = label(two_shots, tmp_path, nano, **{"policy.across_cut": "accept", "policy.max_uncertainty": 1.0})
+    assert rows.across_cut.sum() == FRAMES
+    assert not any("across a scene cut" in reasons for reasons in rows.reasons)
+
+
+def test_nothing_is_followed_across_a_cut_where_the_settings_stop_there(
+    two_shots: Path, flagged: pd.DataFrame, nano: LoadedModel, tmp_path: Path
+) -> None:
+    rows = label(two_shots, tmp_path, nano, on_cut="stop")
+    tracked = rows[rows.visibility != "untracked"]
+    assert tracked.loc[EARLY].index.tolist() == list(range(CUT))
+    assert tracked.loc[LATE].index.tolist() == list(range(CUT, FRAMES))  # its reverse pass ends at the cut
+    assert tracked.loc[BOTH].index.tolist() == [*range(CUT), *range(14, FRAMES)]
+    assert (rows[rows.visibility == "untracked"].decision == "hold").all()
+    assert rows.across_cut.equals(flagged.across_cut)
+
+
+def test_who_ignores_cuts_has_one_shot(
+    two_shots: Path, flagged: pd.DataFrame, nano: LoadedModel, tmp_path: Path
+) -> None:
+    rows = label(two_shots, tmp_path, nano, on_cut="ignore")
+    assert (rows.shot_index == 0).all()
+    assert not rows.across_cut.any()
+    assert rows.rle.equals(flagged.rle)  # a flag changes no mask
+
+
+def test_under_a_stride_a_cut_lies_on_a_labelled_frame(two_shots: Path, nano: LoadedModel, tmp_path: Path) -> None:
+    rows = label(two_shots, tmp_path, nano, **{"decode.stride": 3})
+    shots = rows.loc[EARLY].shot_index
+    assert set(shots.index) == {*range(0, FRAMES, 3), 2, 14}  # prompted frames are always taken
+    assert shots.index[shots == 0].max() < CUT <= shots.index[shots == 1].min()
+    assert rows.loc[LATE].across_cut.equals(rows.loc[LATE].shot_index == 0)
+
+
+def test_another_way_with_cuts_is_other_work(two_shots: Path, nano: LoadedModel, tmp_path: Path) -> None:
+    def generation(**changes: object) -> int:
+        settings = load_settings(None, {f"propagate.{name}": value for name, value in changes.items()})
+        return run_label(two_shots, tmp_path, nano, settings).generation
+
+    assert [generation(), generation(on_cut="ignore"), generation(on_cut="ignore", cut_threshold=0.9)] == [1, 2, 2]
+    assert generation(cut_threshold=0.9) == 3
