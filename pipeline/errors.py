@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from usam.errors import HeadError, MasksieveError, ShapeError
 
 __all__ = [
@@ -19,7 +22,36 @@ __all__ = [
 
 
 class VideoError(MasksieveError):
-    """A video that is missing, unreadable, damaged or too large."""
+    """A video that is missing, unreadable, damaged or too large.
+
+    Args:
+        path: the file.
+        frame: frame_index of the first frame that cannot be trusted; those before it are good.
+        frames: how many there are, where that is what is wrong.
+    """
+
+    def __init__(
+        self,
+        expected: str,
+        got: str,
+        next_step: str,
+        *,
+        path: Path | None = None,
+        frame: int | None = None,
+        frames: int | None = None,
+    ) -> None:
+        super().__init__(expected, got, next_step)
+        self.path, self.frame, self.frames = path, frame, frames
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep all parts when an error crosses a process boundary."""
+        return _video_error, (self.expected, self.got, self.next_step, self.path, self.frame, self.frames)
+
+
+def _video_error(
+    expected: str, got: str, next_step: str, path: Path | None, frame: int | None, frames: int | None
+) -> VideoError:
+    return VideoError(expected, got, next_step, path=path, frame=frame, frames=frames)
 
 
 class PromptError(MasksieveError):

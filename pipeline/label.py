@@ -199,6 +199,7 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
         "tokens": settings.output.tokens,
         "chunk_frames": settings.score.chunk_frames,  # a batch of another size rounds the heads' outputs otherwise
         **({"sampling": sampling} if is_sampled(settings.decode) else {}),
+        **({"good_prefix": {"frames": info.num_frames, "damage": info.damage}} if info.damage is not None else {}),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MasksieveError(Exception):
     """A refusal that a person can act on.
@@ -16,7 +18,7 @@ class MasksieveError(Exception):
         super().__init__(f"expected {expected}, got {got}; {next_step}")
         self.expected, self.got, self.next_step = expected, got, next_step
 
-    def __reduce__(self) -> tuple[type[MasksieveError], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Keep the three parts when an error crosses a process boundary."""
         return type(self), (self.expected, self.got, self.next_step)
 

@@ -2,48 +2,27 @@
 
 decord's own thread decodes ahead without bound (2-4 GB in 10 s at 1080p) whenever nobody takes its frames. No call
 pauses it, so this process stops itself as a whole (SIGSTOP) while it has no free slot, and the reader continues it
-(SIGCONT): nothing is decoded far ahead, nothing twice. Should the reader die, the kernel ends this process
-HEARTBEAT_SECONDS = 0.5
-(PR_SET_PDEATHSIG), even a stopped one.
+(SIGCONT): nothing is decoded far ahead, nothing twice.
 
-Messages to the reader: ("frame", index, slot, pts_seconds), ("end",), ("error", expected, got, next_step).
+Messages to the reader: ("frame", index, slot, pts_seconds), ("skipped", index), ("end",), ("error", VideoError).
 From the reader: one job, then one message per slot that is free again.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from pipeline.errors import VideoError
-from pipeline.video.decord import Decoded, read_decord
-from pipeline.video.pyav import read_pyav
+from pipeline.video.job import Decoded, Job
+from pipeline.video.process import enter_child
 from pipeline.video.ring import FrameRing
 
-PR_SET_PDEATHSIG = 1
 HEARTBEAT_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to decode, and into which ring; `indices` (ascending) limits what is delivered."""
-
-    path: Path
-    decoder: str
-    num_frames: int
-    fps: float
-    rotation: int
-    height: int
-    width: int
-    slots: int
-    indices: tuple[int, ...] | None
 
 
 class SlotCounter:
@@ -63,54 +42,47 @@ class SlotCounter:
         self._free -= 1
 
 
-def main(connection_fd: int, ring_fd: int, parent_pid: int) -> None:
+def main(link_fd: int, parent_pid: int, memory_bytes: int, ring_fd: int) -> None:
     """Entry point of the process; both descriptors are inherited from the reader."""
-    _die_with_parent(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader decides when to end
-    connection = Connection(connection_fd)
+    connection = enter_child(link_fd, parent_pid, memory_bytes)
     job: Job = connection.recv()
     try:
         ring = FrameRing(ring_fd, job.slots, job.height, job.width)
         _deliver(job, ring, connection)
         connection.send(("end",))
     except VideoError as error:
-        connection.send(("error", error.expected, error.got, error.next_step))
+        connection.send(("error", error))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the reader has gone or has enough
     except Exception as error:  # noqa: BLE001 - every reason travels to the reader
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        connection.send(
-            ("error", f"the {job.decoder} decoder to read {job.path}", reason, "set decode.decoder to pyav")
-        )
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(0)
+        expected, step = f"the {job.decoder} decoder to read {job.path}", "set decode.decoder to pyav"
+        connection.send(("error", VideoError(expected, reason, step, path=job.path)))
 
 
 def _frames(job: Job) -> Iterator[Decoded]:
     if job.decoder == "decord":
-        return read_decord(job.path, job.num_frames)
-    return read_pyav(job.path, job.num_frames, job.fps, job.rotation)
+        from pipeline.video.decord import read_decord
+
+        return read_decord(job)
+    from pipeline.video.pyav import read_pyav
+
+    return read_pyav(job)
 
 
 def _deliver(job: Job, ring: FrameRing, connection: Connection) -> None:
     free = SlotCounter(connection, job.slots, stand_still=job.decoder == "decord")
-    wanted = None if job.indices is None else set(job.indices)
-    last = None if job.indices is None else max(job.indices, default=-1)
+    last = max(job.indices, default=-1) if job.indices is not None else None
     delivered = 0
     if last == -1:
         return
     spoke = time.monotonic()
     for index, pts_seconds, rgb_hw3 in _frames(job):
-        if wanted is None or index in wanted:
+        if rgb_hw3 is not None and job.wants(index):
             if rgb_hw3.shape != (job.height, job.width, 3):
                 expected = f"frames of {job.width}x{job.height} throughout"
                 got = f"{rgb_hw3.shape[1]}x{rgb_hw3.shape[0]} at frame {index} of {job.path}"
-                raise VideoError(expected, got, "encode the video at one size")
+                raise VideoError(expected, got, "encode the video at one size", path=job.path, frame=index)
             free.take()
             slot = delivered % job.slots
             ring.view(slot)[:] = rgb_hw3

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import VideoError
-from pipeline.video.probe import presentation_times
+from pipeline.video.damage import AGAIN, FrameCheck, LibavLog
+from pipeline.video.job import Decoded, Job
 
-Decoded = tuple[int, float, NDArray[np.uint8]]
 
-
-def read_decord(path: Path, num_frames: int) -> Iterator[Decoded]:
+def read_decord(job: Job) -> Iterator[Decoded]:
     """Yield every frame as (frame_index, pts_seconds, (H, W, 3) uint8 RGB), without a seek.
 
     decord decodes ahead without bound in a thread of its own while nobody calls `next()`; whoever iterates slowly must
-    stop the whole process meanwhile (child.py does).
+    stop the whole process meanwhile (child.py does). It conceals damage without a word, but its libav logs it.
 
-    Raises: VideoError if decord finds another number of frames than `num_frames`.
+    Raises: VideoError if libav logged an error, or decord finds another number of frames than the probe.
     """
     import decord
 
-    decord.logging.set_level(decord.logging.QUIET)
-    times = presentation_times(path)
-    reader = decord.VideoReader(str(path), num_threads=1)
-    again = "set decode.decoder to pyav, or encode the video again"
-    if len(reader) != num_frames or len(times) != num_frames:
-        got = f"{len(reader)} by decord and {len(times)} times in {path}"
-        raise VideoError(f"{num_frames} frames as the probe counted", got, again)
-    for index in range(num_frames):
-        try:
-            rgb_hw3 = reader.next().asnumpy()
-        except StopIteration:
+    decord.logging.set_level(decord.logging.ERROR)
+    check = FrameCheck(job.path, LibavLog(frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "opus", "vorbis"})))
+    seconds_n = None if job.index is None else job.index.seconds()
+    counted = f"{job.num_frames} frames as the probe counted"
+    try:
+        reader = decord.VideoReader(str(job.path), num_threads=1)
+        if len(reader) != job.num_frames:
             raise VideoError(
-                f"{num_frames} frames as the probe counted", f"{index} by decord in {path}", again
-            ) from None
-        except decord.DECORDError as error:
-            step = "copy or download it again, or encode it again"
-            raise VideoError("an undamaged video", f"{path} that breaks at frame {index}", step) from error
-        yield index, times[index], rgb_hw3
+                counted, f"{len(reader)} by decord in {job.path}", AGAIN, path=job.path, frames=len(reader)
+            )
+        for index in range(job.num_frames):
+            rgb_hw3 = reader.next().asnumpy()
+            check.look(index)
+            yield index, index / job.fps if seconds_n is None else float(seconds_n[index]), rgb_hw3
+    except StopIteration:
+        raise VideoError(counted, f"{index} by decord in {job.path}", AGAIN, path=job.path, frames=index) from None
+    except decord.DECORDError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise VideoError("a video that decord reads", f"{job.path} ({reason})", AGAIN, path=job.path) from error

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import VideoError
-from pipeline.video.child import Job
-from pipeline.video.probe import VideoInfo
+from pipeline.video.damage import AGAIN
+from pipeline.video.job import Job
+from pipeline.video.probe import VideoInfo, memory_limit_bytes
+from pipeline.video.process import ChildProcess
 from pipeline.video.ring import FrameRing, open_shared_file, ring_slots
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ log = logging.getLogger(__name__)
 
 READY_FRAMES = 2  # resized frames that wait for the consumer, besides those in the ring
 TICK_SECONDS = 0.05
-CHILD_CODE = "import sys; sys.path[:] = {path!r}; from pipeline.video.child import main; main({link}, {ring}, {parent})"
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,7 @@ class FrameStream:
 
     A child process decodes into a ring of `settings.queue_frames` frames in shared memory; a thread of this process
     takes them out and resizes them. Whatever the consumer's speed, no more than the ring and three frames are held.
+    `damage` says what lies after the last frame of a damaged video, None for a whole one.
     `close` (or the end of the `with` block, or the last reference going) ends the child and frees the ring.
 
     Args:
@@ -68,11 +65,15 @@ class FrameStream:
         settings: queue_frames and watchdog_seconds.
         resize: side of the square to resize to with PIL's bicubic filter, exactly as SAM2 loads frames; None keeps the
             video's size.
-        indices: frames to deliver, ascending; None delivers all and checks that their number is `info.num_frames`.
+        start: the first frame to deliver; with all after it, whose number is checked.
+        indices: frames to deliver instead, ascending.
+
+    Frames that are not wanted are passed over by a seek where that is exact (`VideoInfo.index`), which only PyAV does;
+    its frames are those of decord, bit for bit. Elsewhere they are decoded and dropped.
 
     Raises:
         VideoError: while iterating: damage, a wrong number of frames, a child that crashed or made no progress for
-            `watchdog_seconds` although there was room for its frames. At once: `indices` out of order or outside.
+            `watchdog_seconds` although there was room for its frames. At once: frames out of order or outside.
     """
 
     def __init__(
@@ -81,15 +82,19 @@ class FrameStream:
         settings: DecodeSettings,
         *,
         resize: int | None = None,
+        start: int = 0,
         indices: Sequence[int] | None = None,
     ) -> None:
         wanted = None if indices is None else tuple(int(i) for i in indices)
-        if wanted is not None:
-            _require_indices(wanted, info)
+        _require_indices((start,) if wanted is None else wanted, info)
         slots = ring_slots(settings.queue_frames, info.height, info.width)
         job = Job(
-            info.path, info.decoder, info.num_frames, info.fps, info.rotation, info.height, info.width, slots, wanted
-        )
+            info.path, info.decoder, info.num_frames, info.fps, info.rotation, info.mirrored, info.height, info.width,
+            info.damage is not None, info.index, start, wanted, slots,
+        )  # fmt: skip
+        if any(begin > 0 for begin, _ in job.stretches()):
+            job = dataclasses.replace(job, decoder="pyav")
+        self.damage = _damage(info)
         self._pump = _Pump(job, resize, settings.watchdog_seconds)
         self._finalizer = weakref.finalize(self, self._pump.stop)
         self._done = False
@@ -127,6 +132,14 @@ class FrameStream:
         """End the child, free the ring; safe to call at any time and more than once. Iteration ends."""
         self._done = True
         self._finalizer()
+
+
+def _damage(info: VideoInfo) -> VideoError | None:
+    if info.damage is None:
+        return None
+    return VideoError(
+        f"an undamaged {info.path}", info.damage, AGAIN, path=info.path, frame=info.num_frames, frames=info.num_frames
+    )
 
 
 def _require_indices(wanted: tuple[int, ...], info: VideoInfo) -> None:
@@ -183,59 +196,56 @@ class _Pump:
 
     def _with_child(self) -> None:
         job = self._job
-        ring_fd = open_shared_file(job.slots * job.height * job.width * 3)
-        ours, theirs = socket.socketpair()
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-        child: subprocess.Popen[bytes] | None = None
-        link = Connection(ours.detach())
+        ring_bytes = job.slots * job.height * job.width * 3
+        ring_fd = open_shared_file(ring_bytes)
         try:
             ring = FrameRing(ring_fd, job.slots, job.height, job.width)
+            memory_bytes = memory_limit_bytes(job.height * job.width) + ring_bytes
+            child = ChildProcess("pipeline.video.child", memory_bytes, (ring_fd,))
             try:
-                child = _spawn(theirs.fileno(), ring_fd, stderr)
                 self.child_pid = child.pid
-                theirs.close()
-                link.send(job)
-                self._relay(child, link, ring, stderr)
+                child.link.send(job)
+                self._relay(child, ring)
             finally:
-                if child is not None:
-                    child.kill()
-                    child.wait()
+                child.close()
                 self.child_pid = None
                 ring.close()
         finally:
-            theirs.close()
-            link.close()
-            stderr.close()
             os.close(ring_fd)
 
-    def _relay(self, child: subprocess.Popen[bytes], link: Connection, ring: FrameRing, stderr: IO[bytes]) -> None:
+    def _relay(self, child: ChildProcess, ring: FrameRing) -> None:
         delivered = 0
         while not self._stop.is_set():
             try:
-                if not self._wait(child, link, delivered):
+                if not self._wait(child, delivered):
                     return
-                message = link.recv()
+                message = child.link.recv()
             except (EOFError, OSError) as error:
-                raise self._crash(child, stderr, delivered) from error
+                raise VideoError(
+                    f"the {self._job.decoder} process to read {self._job.path} to its end",
+                    f"its death at frame {delivered} ({child.describe_death()})",
+                    "run again, with decode.decoder set to pyav, or encode the video again",
+                    path=self._job.path,
+                ) from error
             if message[0] == "error":
-                raise VideoError(*message[1:])
+                raise message[1]
             if message[0] == "end":
                 return
             if message[0] == "skipped":
                 continue
             _, index, slot, pts_seconds = message
             frame = Frame(index, pts_seconds, self._take(ring, slot))
-            self._give_back(child, link)
+            self._give_back(child)
             delivered = index + 1
             self._put(frame)
 
-    def _wait(self, child: subprocess.Popen[bytes], link: Connection, delivered: int) -> bool:
+    def _wait(self, child: ChildProcess, delivered: int) -> bool:
         """Wait for a message; the child has free slots all the while, so silence means that it hangs."""
         deadline = time.monotonic() + self._watchdog_seconds
         while not self._stop.is_set():
-            if link.poll(TICK_SECONDS):
+            if child.link.poll(TICK_SECONDS):
                 return True
-            child.send_signal(signal.SIGCONT)  # it may have stopped itself just after we freed its slot
+            child.wake()  # it may have stopped itself just after we freed its slot
             if time.monotonic() > deadline:
                 got = f"none after frame {delivered - 1}" if delivered else "none at all"
                 raise VideoError(
@@ -254,35 +264,9 @@ class _Pump:
         resized = Image.fromarray(ring.view(slot)).resize((self._resize, self._resize))
         return np.array(resized)
 
-    def _give_back(self, child: subprocess.Popen[bytes], link: Connection) -> None:
+    def _give_back(self, child: ChildProcess) -> None:
         try:
-            link.send_bytes(b"free")
-            child.send_signal(signal.SIGCONT)
+            child.link.send_bytes(b"free")
+            child.wake()
         except OSError:
             log.debug("the decoding process had ended before its slot was free again")
-
-    def _crash(self, child: subprocess.Popen[bytes], stderr: IO[bytes], delivered: int) -> VideoError:
-        try:
-            code = child.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = 0
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        stderr.seek(0)
-        lines = stderr.read()[-2000:].decode(errors="replace").strip().splitlines()
-        return VideoError(
-            f"the {self._job.decoder} process to read {self._job.path} to its end",
-            f"its death at frame {delivered} ({how}{': ' + lines[-1][:200] if lines else ''})",
-            "run again, with decode.decoder set to pyav, or encode the video again",
-        )
-
-
-def _spawn(link_fd: int, ring_fd: int, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-    """A fresh interpreter: no fork (torch may be loaded), no multiprocessing (it imports the caller's script)."""
-    code = CHILD_CODE.format(path=sys.path, link=link_fd, ring=ring_fd, parent=os.getpid())
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        pass_fds=(link_fd, ring_fd),
-    )

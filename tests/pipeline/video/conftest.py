@@ -57,7 +57,7 @@ def write_audio(path: Path) -> Path:
 
 def decode_directly(path: Path) -> list[np.ndarray[Any, Any]]:
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return [frame.to_ndarray(format="rgb24", interpolation="BICUBIC") for frame in container.decode(video=0)]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_says_what_a_clean_file_is(clip: Path) -> None:
     assert (info.width, info.height, info.num_frames, info.fps, info.rotation) == (64, 48, 40, 25.0, 0)
     assert info.duration_seconds == pytest.approx(1.6)
     assert (info.codec, info.decoder, info.path) == ("h264", "decord", clip)
-    np.testing.assert_allclose(presentation_times(clip), np.arange(40) / 25)
+    np.testing.assert_allclose(presentation_times(info), np.arange(40) / 25)
 
 
 def test_pyav_can_be_asked_for(clip: Path) -> None:
@@ -42,7 +42,7 @@ def test_one_frame_is_a_video(tmp_path: Path) -> None:
         ("clip.avi", {"codec": "mpeg4"}, "codec mpeg4"),
         ("clip.ts", {}, "MPEG-TS"),
         ("clip.mp4", {"pix_fmt": "yuv444p", "width": 63, "height": 47}, "pixel format yuv444p"),
-        ("clip.mp4", {"rotation": 90}, "rotation 90"),
+        ("clip.mp4", {"rotation": 90}, "rotated"),
     ],
 )
 def test_files_that_decord_misreads_go_to_pyav(
@@ -183,7 +183,7 @@ def test_an_unreadable_file_is_refused(clip: Path, tmp_path: Path, monkeypatch: 
     [
         ({"max_width": 63}, "expected at most 63x8192 pixels, got 64x48"),
         ({"max_height": 47}, "expected at most 8192x47 pixels, got 64x48"),
-        ({"max_frames": 39}, "expected at most 39 frames, got 40"),
+        ({"max_frames": 39}, "expected at most 39 frames, got more"),
     ],
 )
 def test_too_large_is_refused(clip: Path, limits: dict[str, int], message: str) -> None:

@@ -357,14 +357,15 @@ def _resident_peak_mb(pid: int | None) -> float:
 def test_frames_that_nobody_wants_do_not_wake_the_watchdog(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder says that it lives while it skips: twenty frames here take twice the watchdog's time."""
     slow = (
-        "import sys, time; sys.path[:] = {path!r}; from pipeline.video import child; frames = child._frames\n"
+        "import sys, time; sys.path[:] = {path!r}; from {module} import main; from pipeline.video import child\n"
+        "frames = child._frames\n"
         "def late(job):\n"
         "    for one in frames(job):\n"
         "        time.sleep(0.2)\n"
         "        yield one\n"
-        "child._frames = late; child.main({link}, {ring}, {parent})"
+        "child._frames = late; main({arguments})"
     )
-    monkeypatch.setattr("pipeline.video.stream.CHILD_CODE", slow)
     info = probe_video(clip, DecodeSettings())
+    monkeypatch.setattr("pipeline.video.process.CHILD_CODE", slow)
     with FrameStream(info, DecodeSettings(watchdog_seconds=2.0), indices=[0, 20]) as stream:
         assert [frame.index for frame in stream] == [0, 20]
