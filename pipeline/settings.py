@@ -62,9 +62,9 @@ class DecodeSettings(_Section):
     `stride` takes every n-th frame; `fps` takes, for each tick of so many a second, the first frame at or after it;
     `start_seconds` and `end_seconds` bound a half-open range counted from the first frame. Frames that carry a prompt
     are always taken (`pipeline.video.sample`). `queue_frames` bounds the decoded frames in flight. `watchdog_seconds`
-    without a frame end the decoder. `on_damage` keep_good_prefix labels the frames before the first damage, for which every
-    video is decoded once more. Larger videos than `max_width` and `max_height` (px), `max_pixels` (of a frame; 8K),
-    `max_frames` and `max_seconds` (a day) are refused before they are decoded.
+    without a frame end the decoder. `on_damage` keep_good_prefix labels the frames before the first damage, for which
+    every video is decoded once more. Larger videos than `max_width` and `max_height` (px), `max_pixels` (of a frame;
+    8K), `max_frames` and `max_seconds` (a day) are refused before they are decoded.
     """
 
     decoder: Literal["auto", "decord", "pyav"] = "auto"
