@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.prompts import FramePrompt, ObjectPrompts
+
 _SPEC = importlib.util.spec_from_file_location("random_model", Path(__file__).parents[2] / "usam" / "random_model.py")
 assert _SPEC is not None
 assert _SPEC.loader is not None
@@ -24,43 +26,28 @@ _SPEC.loader.exec_module(_RANDOM_MODEL)
 HEIGHT, WIDTH, FRAMES = 96, 144, 22
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """The attributes of `pipeline.prompts.FramePrompt`."""
-
-    frame_index: int
-    points_n2: Any = None
-    labels_n: Any = None
-    box_xyxy: Any = None
-    mask_hw: Any = None
-
-    @property
-    def kind(self) -> str:
-        return "mask" if self.mask_hw is not None else "box" if self.box_xyxy is not None else "click"
+def click(frame: int, x: float, y: float) -> FramePrompt:
+    return FramePrompt(frame, np.array([[x, y]], np.float32), np.array([1], np.int32))
 
 
-def click(frame: int, x: float, y: float) -> Prompt:
-    return Prompt(frame, np.array([[x, y]], np.float32), np.array([1], np.int32))
+def clicks(frame: int, *xyl: tuple[float, float, int]) -> FramePrompt:
+    return FramePrompt(frame, np.array([p[:2] for p in xyl], np.float32), np.array([p[2] for p in xyl], np.int32))
 
 
-def clicks(frame: int, *xyl: tuple[float, float, int]) -> Prompt:
-    return Prompt(frame, np.array([p[:2] for p in xyl], np.float32), np.array([p[2] for p in xyl], np.int32))
+def box(frame: int, *xyxy: float) -> FramePrompt:
+    return FramePrompt(frame, box_xyxy=np.array(xyxy, np.float32))
 
 
-def box(frame: int, *xyxy: float) -> Prompt:
-    return Prompt(frame, box_xyxy=np.array(xyxy, np.float32))
-
-
-def mask(frame: int, x0: int, y0: int, x1: int, y1: int) -> Prompt:
+def mask(frame: int, x0: int, y0: int, x1: int, y1: int) -> FramePrompt:
     mask_hw = np.zeros((HEIGHT, WIDTH), bool)
     mask_hw[y0:y1, x0:x1] = True
-    return Prompt(frame, mask_hw=mask_hw)
+    return FramePrompt(frame, mask_hw=mask_hw)
 
 
-def prompt_set(*objects: list[Prompt]) -> Any:
+def prompt_set(*objects: list[FramePrompt]) -> Any:
     """Objects 1, 2, ... with these prompts."""
     numbered = zip(itertools.count(1), objects)
-    return SimpleNamespace(objects=[SimpleNamespace(object_id=i, frames=frames) for i, frames in numbered])
+    return SimpleNamespace(objects=[ObjectPrompts(i, None, tuple(frames)) for i, frames in numbered])
 
 
 @dataclass
@@ -111,7 +98,9 @@ def model(make_model: Callable[..., Any]) -> Any:
     return make_model(0)
 
 
-def upstream(model: Any, clip: Clip, *objects: list[Prompt], reverse: bool = False) -> list[dict[int, torch.Tensor]]:
+def upstream(
+    model: Any, clip: Clip, *objects: list[FramePrompt], reverse: bool = False
+) -> list[dict[int, torch.Tensor]]:
     """Low-resolution logits of every object by frame from one upstream session: forward, then reverse if asked."""
     state = model.init_state(str(clip.folder))
     for number, prompts in enumerate(objects, start=1):

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from pipeline.errors import PromptError, PropagationError, ShapeError
+from pipeline.prompts import FramePrompt
 from pipeline.propagate import Session
 
-from .conftest import HEIGHT, WIDTH, Clip, Prompt, box, click, mask, prompt_set
+from .conftest import HEIGHT, WIDTH, Clip, box, click, mask, prompt_set
 
 
-def start(model: Any, clip: Clip, *objects: list[Prompt], **options: Any) -> Session:
+def start(model: Any, clip: Clip, *objects: list[FramePrompt], **options: Any) -> Session:
     session = Session(model, prompt_set(*objects), clip.video_hw, clip.num_frames, **options)
     session.prepare(clip.read)
     return session
@@ -136,7 +137,7 @@ def test_a_mask_that_vanishes_at_model_size_is_refused(model: Any, clip: Clip) -
     speck_hw = np.zeros((HEIGHT * 8, WIDTH * 8), bool)
     speck_hw[100, 100] = True
     with pytest.raises(PromptError, match="128 x 128"):
-        start(model, clip, [Prompt(0, mask_hw=speck_hw)])
+        start(model, clip, [FramePrompt(0, mask_hw=speck_hw)])
 
 
 def test_frames_of_another_size_are_refused(model: Any, clip: Clip) -> None:
