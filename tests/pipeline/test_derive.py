@@ -87,7 +87,7 @@ def test_every_row_is_labelled_and_flagged_stretches_are_listed(ledger: Ledger) 
     assert (done.status, done.generation, done.policy_id) == ("written", 1, POLICY.policy_id)
     assert done.counts == {
         "rows": 12, "accept": 8, "review": 4, "hold": 0, "visible": 12, "absent": 0, "untracked": 0, "given": 0,
-        "audit": 0, "stretches": 2,
+        "audit": 0, "stretches": 2, "objects": 2,
     }  # fmt: skip
     labels, review = read(ledger, "labels"), read(ledger, "review")
     assert labels.schema.remove_metadata().equals(LABELS)
