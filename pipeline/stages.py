@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.discover import Discovery
 from pipeline.encode import EncodeStage, PassWriters, RowContext
 from pipeline.errors import VideoError
+from pipeline.lookback import Lookback
 from pipeline.models import LoadedModel
 from pipeline.prompts import PromptSet
 from pipeline.propagate import Session
@@ -73,12 +75,13 @@ def run_stages(
 
     A first pass goes forward over the decoded stream. If a prompt lies on a later frame, the frames up to the last such
     frame are first spooled to scratch at model size: the model needs the prompted frames before it starts, and the
-    second pass, backward from each object's first prompt, reads them again.
+    second pass, backward from each object's first prompt, reads them again. Without prompts, objects are found on the
+    way, and the frames before they were found are kept.
 
     Args:
         info: the probed video.
         sample: which of its frames are labelled.
-        prompts: validated against it.
+        prompts: validated against it; without objects they are found by `settings.prompts.auto`.
         loaded, bank: the model and the heads that score its masks, or None.
         context: what the rows say alike.
         spools: where the rows go.
@@ -86,31 +89,42 @@ def run_stages(
         progress: called with (stage, done, total) frames.
     Raises: VideoError, PropagationError, StorageError of the stages; the decoding child is gone by then.
     """
+    video_hw = info.height, info.width
+    discovery = None if prompts.objects else Discovery(loaded.model, video_hw, settings.prompts.auto)
     session = Session(
         loaded.model,
         sample.prompts(prompts),
-        (info.height, info.width),
+        video_hw,
         len(sample),
         reverse=settings.propagate.reverse,
         keep_candidates=settings.output.candidates,
         keep_tokens=bank is not None or settings.output.tokens,
         precision=settings.model.precision,
         mask_token_offset=bank.mask_token_offset if bank is not None else 1,
+        discover=discovery,
     )
     scorer = Scorer(bank, settings.score.chunk_frames)
-    last_prompt = session.conditioning_frames[-1]
     pts_seconds = array("d")
     with ExitStack() as stack:
         decoded = FrameStream(info, settings.decode, resize=loaded.image_size, indices=sample.indices)
         stream = sample.frames(stack.enter_context(decoded))
-        head = _take_head(stack, stream, scratch, last_prompt, loaded.image_size, info)
+        lookback: Lookback | None = None
+        if discovery is None:
+            head_frames = session.conditioning_frames[-1] + 1
+            read = _take_head(stack, stream, scratch, head_frames - 1, loaded.image_size, info)
+        else:
+            discovery.attach(session)
+            lookback = stack.enter_context(Lookback(scratch, discovery, loaded.image_size))
+            head_frames, read = 0, lookback.read
         with sample.told_by_frame_index():
-            session.prepare(lambda index: head(index).rgb_hw3)
+            session.prepare(lambda index: read(index).rgb_hw3)
 
         def frames() -> Iterator[Frame]:
-            spooled = (head(index) for index in range(last_prompt + 1))
+            spooled = (read(index) for index in range(head_frames))
             for frame in itertools.chain(spooled, stream):
                 position = len(pts_seconds)
+                if lookback is not None and session.reverse:
+                    lookback.append(frame)
                 pts_seconds.append(frame.pts_seconds)
                 cut = spools.shots.see(sample.frame_index(position), frame.rgb_hw3)
                 if cut and settings.propagate.on_cut == "stop":
@@ -119,17 +133,19 @@ def run_stages(
 
         encode = stack.enter_context(_encoder(context, spools.add_pass("forward"), settings))
         for index, results in enumerate(scorer.score(sample.results(session.forward(frames())))):
-            encode.submit(pts_seconds[index], results)
             for one in results:
                 if one.result.prompted is not None:
                     spools.shots.prompt(one.result.object_id, one.result.frame_index)
+                if one.result.prompted == "auto":
+                    context.auto.add(one.result.object_id)
+            encode.submit(pts_seconds[index], results)
             progress("propagate", index + 1, len(sample))
         if len(pts_seconds) != len(sample):
             raise VideoError(f"{len(sample)} frames of {info.path}", f"{len(pts_seconds)}", "the file is damaged")
         backward = session.backward_frames
         if len(backward):
             encode = stack.enter_context(_encoder(context, spools.add_pass("backward", descending=True), settings))
-            followed = sample.results(session.backward(lambda index: head(index).rgb_hw3))
+            followed = sample.results(session.backward(lambda index: read(index).rgb_hw3))
             for done, results in enumerate(scorer.score(followed), 1):
                 encode.submit(pts_seconds[sample.position(results[0].result.frame_index)], results)
                 progress("backward", done, len(backward))
