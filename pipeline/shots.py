@@ -18,12 +18,13 @@ BLANK = 2.0  # spread of luma, grey levels, below which a frame shows nothing: b
 FADED = 0.5  # a frame with less than this share of the reference's spread is on its way out or in
 WASHED = 215.0  # mean luma, grey levels, above which a frame that lost its spread may be a flash
 FLASH = 2  # washed-out frames in a row that are taken for one
-PATIENCE = 15  # such frames in a row before the faint picture is taken as the scene's new look
-BAR = 3.0  # how far above the recent unrest a cut stands out, in the unit of the evidence
+PATIENCE = 15  # faded frames in a row before the faint picture is taken as the scene's new look
+BAR = 6.5  # how far above the recent unrest a cut stands out, in the unit of the evidence
 
 # Logistic regression of "these two frames are from different shots" on the three likenesses; fitted on synthetic clips
-# and two real ones, with noise, compression, flashes, fades, pans and strides, none of them in `benchmarks/shots.py`.
-_STRUCTURE, _PLACE, _PALETTE, _CONSTANT = -12.1, -6.2, 7.5, 5.9
+# and two real ones, with noise, compression, flashes, fades, pans and strides; the exam in `benchmarks/shots.py` has
+# other clips.
+_STRUCTURE, _PLACE, _PALETTE, _CONSTANT = -12.1, -6.2, 7.5, 5.1
 
 _LUMA_3 = np.array([0.299, 0.587, 0.114], np.float32)
 _NOISE = 2.0  # variance, squared grey levels, that is no evidence
