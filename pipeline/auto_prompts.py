@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 SAME_IOU = 0.6  # clicks whose masks agree more than this have marked one thing
 MAX_BORDER_SHARE = 0.3  # what lies along more of the frame's border is background
-_BATCH_MASK_PX = 2**25  # pixels of one batch's masks at model size, three candidates each: 128 MB of float32
+_BATCH_MASK_PX = (
+    2**25
+)  # pixels of one batch's masks at model size, three candidates each: 128 MB of float32; on a GPU 4 x
 _MAX_BATCH = 64
 
 
@@ -119,7 +121,8 @@ def overlaps(a_nhw: Tensor, b_mhw: Tensor, *, of_union: bool = False) -> Tensor:
     Returns: (n, m) float32 in [0, 1]; 0 where a mask is empty.
     """
     a_np, b_mp = a_nhw.flatten(1).float(), b_mhw.flatten(1).float()
-    shared_nm = a_np @ b_mp.T
+    with torch.autocast(a_np.device.type, enabled=False):  # counts of pixels need more digits than bfloat16 has
+        shared_nm = a_np @ b_mp.T
     area_n1, area_1m = a_np.sum(1)[:, None], b_mp.sum(1)[None]
     whole_nm = area_n1 + area_1m - shared_nm if of_union else torch.minimum(area_n1, area_1m)
     return shared_nm / whole_nm.clamp_min(1)
@@ -143,7 +146,8 @@ class _Decoder:
             x.permute(1, 2, 0).view(1, x.shape[2], *size)
             for x, size in zip(features.vision[:-1], features.sizes[:-1], strict=True)
         ]
-        self._batch = max(1, min(_MAX_BATCH, _BATCH_MASK_PX // (3 * model.image_size**2)))
+        room_px = _BATCH_MASK_PX if self.device.type == "cpu" else 4 * _BATCH_MASK_PX
+        self._batch = max(1, min(_MAX_BATCH, room_px // (3 * model.image_size**2)))
 
     @property
     def none(self) -> Tensor:

@@ -86,6 +86,13 @@ def test_a_part_overlaps_its_whole_fully_and_little_of_the_union() -> None:
     assert len(suppress(both, torch.tensor([0.6, 0.7]), 0.7, of_union=True)) == 2
 
 
+def test_overlaps_are_exact_under_mixed_precision() -> None:
+    masks = torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = overlaps(masks, masks)
+    assert torch.equal(mixed, overlaps(masks, masks))
+
+
 # The embedded model ---------------------------------------------------------------------------------------------------
 
 
