@@ -70,9 +70,7 @@ class EncodeStage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if kind is None:
-                self._send()
-                while self._running:
-                    self._running.popleft().result()
+                self.drain()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -81,6 +79,12 @@ class EncodeStage:
         self._chunk.append((pts_seconds, results))
         if len(self._chunk) >= self.chunk_frames:
             self._send()
+
+    def drain(self) -> None:
+        """Wait until every frame that was submitted is with its writers."""
+        self._send()
+        while self._running:
+            self._running.popleft().result()
 
     def _send(self) -> None:
         if not self._chunk:

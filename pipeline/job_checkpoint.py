@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 KEPT_DAYS = 7
 KEPT_JOBS = 16
+LOCK = "lock"
 _HEADER_BYTES = 512
 
 
@@ -44,10 +45,27 @@ class JobCheckpoint:
         folder: for the job's scratch; it outlives the process if a checkpoint was saved.
     """
 
-    def __init__(self, folder: Path, lock: IO[bytes], made_by: Mapping[str, Any]) -> None:
-        self.folder, self._lock = folder, lock
+    def __init__(self, folder: Path, lock: IO[bytes], made_by: Mapping[str, Any], every_seconds: float) -> None:
+        self.folder, self._lock, self._every_seconds = folder, lock, every_seconds
         self._made_by = json.loads(json.dumps(made_by))
         self._path = folder / "state"
+        self._due = time.monotonic() + every_seconds
+
+    def save_if_due(self, take_state: Callable[[], Mapping[str, Any]]) -> bool:
+        """Save if `every_seconds` have gone by since the last time; returns whether a new checkpoint is in place.
+
+        A disk that is too full for it costs the checkpoint, not the job.
+        """
+        if time.monotonic() < self._due:
+            return False
+        try:
+            self.save(take_state())
+        except StorageError as error:
+            log.warning("%s", error)
+            return False
+        finally:
+            self._due = time.monotonic() + self._every_seconds
+        return True
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint.
@@ -96,15 +114,20 @@ class JobCheckpoint:
     def reject(self, reason: object) -> None:
         """Give the checkpoint up: the job starts over."""
         log.warning("starting over instead of going on from the checkpoint in %s: %s", self.folder, reason)
-        self._path.unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove everything: the job is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._close()
+        if not self._lock.closed:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._close()
 
     def release(self) -> None:
-        """Let go of the folder; it stays for the next run if it holds a checkpoint."""
+        """Let go of the folder; it stays for the next run if it holds a checkpoint. After `discard` it does nothing."""
         if self._path.exists():
             self._close()
         else:
@@ -116,12 +139,15 @@ class JobCheckpoint:
             self.folder.parent.rmdir()
 
 
-def open_checkpoint(root: Path, work_key: str, made_by: Mapping[str, Any]) -> JobCheckpoint | None:
+def open_checkpoint(
+    root: Path, work_key: str, made_by: Mapping[str, Any], every_seconds: float = 0.0
+) -> JobCheckpoint | None:
     """Take the folder of a job, and sweep what other jobs left behind long ago.
 
     Args:    root: folder of all jobs' folders, made if missing.
              work_key: of the job, see `pipeline.ledger.work_key`.
              made_by: JSON values that must be the same for the job to go on bit by bit: versions, device, threads.
+             every_seconds: time between checkpoints at least.
     Returns: the folder, locked; None if another process has it, or if `root` cannot be written (a warning says so).
     """
     folder = root / work_key[:32]
@@ -135,7 +161,7 @@ def open_checkpoint(root: Path, work_key: str, made_by: Mapping[str, Any]) -> Jo
         log.warning("another process labels the same video with the same settings; this one makes no checkpoints")
         return None
     os.utime(folder)
-    return JobCheckpoint(folder, lock, {"work_key": work_key, **made_by})
+    return JobCheckpoint(folder, lock, {"work_key": work_key, **made_by}, every_seconds)
 
 
 def _locked(folder: Path) -> IO[bytes] | None:
@@ -143,12 +169,12 @@ def _locked(folder: Path) -> IO[bytes] | None:
     for _ in range(100):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = (folder / "lock").open("ab")
+            file = (folder / LOCK).open("ab")
         except FileNotFoundError:  # its owner ended and removed it
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino == os.stat(folder / "lock").st_ino:
+            if os.fstat(file.fileno()).st_ino == os.stat(folder / LOCK).st_ino:
                 return file
         except BlockingIOError:
             file.close()
@@ -165,7 +191,7 @@ def _sweep(root: Path, mine: Path) -> None:
         return
     now, kept = time.time(), 0
     for folder in sorted(root.iterdir(), key=_modified, reverse=True):
-        if folder == mine or not (folder / "lock").is_file():
+        if folder == mine or not (folder / LOCK).is_file():
             continue
         kept += 1
         if kept < KEPT_JOBS and now - _modified(folder) < KEPT_DAYS * 86400:

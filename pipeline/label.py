@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.discover import automatic_prompts
 from pipeline.encode import RowContext
 from pipeline.errors import MasksieveError, StorageError
+from pipeline.job_checkpoint import JobCheckpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
-from pipeline.models import LoadedModel, load_model
+from pipeline.models import LoadedModel, cache_root, load_model
 from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.review_images import write_review_images
@@ -29,7 +31,7 @@ from pipeline.score import score_head
 from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
 from pipeline.source import LocalVideo, find_prompts, local_video
-from pipeline.stages import Spools, run_stages
+from pipeline.stages import Job, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.video.probe import VideoInfo, probe_video
@@ -152,8 +154,12 @@ def label_video(
             parent = 0 if commit is None else commit.generation
             metadata = facts_metadata(info, loaded, heads_sha256, config)
             run_id = uuid.uuid4().hex
+            checkpoint = _checkpoint(key, local, loaded, settings, metadata)
+            if checkpoint is not None:
+                stack.callback(checkpoint.release)
+            job = _job(local, info, sample, found, loaded, bank, settings, scratch)
             files = _make_facts(
-                local, info, sample, found, loaded, bank, settings, scratch, store, metadata,
+                job, store, metadata, checkpoint,
                 drop=drop or default_drop(video), attempt_id=f"{parent + 1:06d}-{run_id[:12]}", report=report,
             )  # fmt: skip
             try:
@@ -166,6 +172,8 @@ def label_video(
                 raise
             if commit.run_id != run_id:  # a rival committed the very same work first
                 _discard(store, files)
+            if checkpoint is not None:
+                checkpoint.discard()
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
         return _report(video, commit, derived, len(sample), found, bank, settings, fresh, time.monotonic() - started)
 
@@ -226,7 +234,24 @@ def bank_sha256(bank: HeadBank) -> str:
     return digest.hexdigest()
 
 
-def _make_facts(
+def _checkpoint(
+    key: str, source: LocalVideo, loaded: LoadedModel, settings: Settings, metadata: dict[str, Any]
+) -> JobCheckpoint | None:
+    """Where this very work is saved between frames; None if that is turned off, or cannot be done."""
+    every_seconds = settings.output.checkpoint_seconds
+    if every_seconds is None:
+        return None
+    root = settings.output.scratch_dir or cache_root(settings.model.cache_dir)
+    with torch_threads(settings, loaded):
+        made_by = {
+            **metadata, "video_uri": source.uri, "device": loaded.device, "threads": torch.get_num_threads(),
+            "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
+            "gpu": torch.cuda.get_device_name(loaded.device) if loaded.device.startswith("cuda") else None,
+        }  # fmt: skip
+    return open_checkpoint(root / "checkpoints", key, made_by, every_seconds)
+
+
+def _job(
     source: LocalVideo,
     info: VideoInfo,
     sample: Sample,
@@ -235,16 +260,7 @@ def _make_facts(
     bank: HeadBank | None,
     settings: Settings,
     scratch: Path,
-    store: ObjectStore,
-    metadata: dict[str, Any],
-    *,
-    drop: str,
-    attempt_id: str,
-    report: Callable[[Progress], None],
-) -> list[FileRecord]:
-    """Run the stages and write the layers under the attempt's own keys; true only when committed."""
-    rows = len(sample) * (len(prompts.objects) or OBJECTS_IF_UNKNOWN)
-    require_room(scratch, rows * SCRATCH_BYTES_PER_ROW, f"{rows} rows")
+) -> Job:
     labels = {one.object_id: one.label for one in prompts.objects}
     given = {
         (one.object_id, frame.frame_index): frame.mask_hw
@@ -254,22 +270,36 @@ def _make_facts(
     }
     auto = {one.object_id for one in prompts.objects if one.auto}
     context = RowContext(source.video_id, source.uri, labels, info.height, info.width, given, auto)
-    spools = Spools(settings, scratch)
+    return Job(info, sample, prompts, loaded, bank, settings, context, scratch)
+
+
+def _make_facts(
+    job: Job,
+    store: ObjectStore,
+    metadata: dict[str, Any],
+    checkpoint: JobCheckpoint | None,
+    *,
+    drop: str,
+    attempt_id: str,
+    report: Callable[[Progress], None],
+) -> list[FileRecord]:
+    """Run the stages and write the layers under the attempt's own keys; true only when committed."""
+    frames = len(job.sample)
+    rows = frames * (len(job.prompts.objects) or OBJECTS_IF_UNKNOWN)
+    for folder in {job.scratch, job.scratch if checkpoint is None else checkpoint.folder}:
+        require_room(folder, rows * SCRATCH_BYTES_PER_ROW, f"{rows} rows")
+    with torch_threads(job.settings, job.loaded):
+        spools = run_stages(job, lambda stage, done, total: report(Progress(stage, done, total)), checkpoint)
     files: list[FileRecord] = []
     try:
-        with torch_threads(settings, loaded):
-            run_stages(
-                info, sample, prompts, loaded, bank, settings, context, spools, scratch,
-                lambda stage, done, total: report(Progress(stage, done, total)),
-            )  # fmt: skip
-        report(Progress("write", len(sample), len(sample)))
+        report(Progress("write", frames, frames))
         layers = [("masks", MASKS, spools.shots.annotate(temporal.annotate(spools.masks.merged())))]
         if spools.candidates is not None:
             layers.append(("candidates", CANDIDATES, spools.candidates.merged()))
         if spools.tokens is not None:
             layers.append(("tokens", TOKENS, spools.tokens.merged()))
         for layer, schema, batches in layers:
-            key = facts_key(layer, drop, source.video_id, attempt_id)
+            key = facts_key(layer, drop, job.context.video_id, attempt_id)
             files.append(
                 write_facts(
                     store,
@@ -278,8 +308,8 @@ def _make_facts(
                     batches,
                     schema,
                     metadata,
-                    row_group_rows=settings.output.row_group_rows,
-                    scratch_dir=scratch,
+                    row_group_rows=job.settings.output.row_group_rows,
+                    scratch_dir=job.scratch,
                 )
             )
     except BaseException:

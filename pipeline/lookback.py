@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from pipeline.errors import ShapeError
 from pipeline.video.spool import FrameSpool
+from pipeline.video.stream import Frame
 
 if TYPE_CHECKING:
     from pipeline.discover import Discovery
-    from pipeline.video.stream import Frame
 
 
 class Lookback:
@@ -23,13 +27,15 @@ class Lookback:
         scratch: folder of the files.
         discovery: says on which frames it looks, and whether an object is followed back from there.
         size: side of the square frames in px.
+        stays: whether the files get names and stay, so that a later run can go on from where one died.
     """
 
-    def __init__(self, scratch: Path, discovery: Discovery, size: int) -> None:
-        self._scratch, self._discovery, self._size = scratch, discovery, size
+    def __init__(self, scratch: Path, discovery: Discovery, size: int, *, stays: bool = False) -> None:
+        self._scratch, self._discovery, self._size, self._stays = scratch, discovery, size, stays
         self._segments: list[tuple[int, FrameSpool]] = []
         self._open: tuple[int, FrameSpool] | None = None
         self._held: Frame | None = None
+        self._dropped: list[Path] = []
 
     def append(self, frame: Frame) -> None:
         """Take the next frame, when the discovery has seen the one before."""
@@ -50,8 +56,40 @@ class Lookback:
                 return spool.read(index)
         raise ShapeError("a frame before a look that found something", f"frame {index}", "look at it first")
 
+    def mark(self) -> dict[str, Any]:
+        """Put every frame on the disk for good; what `restore` takes."""
+        held = self._held and {
+            "index": self._held.index, "pts_seconds": self._held.pts_seconds,
+            "rgb_hw3": torch.from_numpy(np.array(self._held.rgb_hw3)),
+        }  # fmt: skip
+        spools = [*self._segments, *([self._open] if self._open else [])]
+        return {
+            "spools": [(first, spool.capacity_frames, spool.mark()) for first, spool in spools],
+            "open": self._open is not None,
+            "held": held,
+        }
+
+    def restore(self, mark: Mapping[str, Any]) -> None:
+        """Take what another process left, as of its mark.
+
+        Raises: StorageError if a file is not what it was then.
+        """
+        for first, capacity, of_spool in mark["spools"]:
+            spool = self._new_spool(first, capacity)
+            self._segments.append((first, spool))
+            spool.restore(of_spool)
+        self._open = self._segments.pop() if mark["open"] else None
+        if (held := mark["held"]) is not None:
+            self._held = Frame(held["index"], held["pts_seconds"], held["rgb_hw3"].numpy())
+
+    def sweep(self) -> None:
+        """Remove the files that the mark before still named, once a later one is safe."""
+        for path in self._dropped:
+            path.unlink(missing_ok=True)
+        self._dropped = []
+
     def close(self) -> None:
-        """Give the disk space back."""
+        """Give the disk space back (files with a name stay)."""
         for _, spool in [*self._segments, *([self._open] if self._open else [])]:
             spool.close()
 
@@ -69,8 +107,16 @@ class Lookback:
                 self._segments.append((first, spool))
             else:
                 spool.close()
+                if self._stays:
+                    self._dropped.append(self._path(first))
             self._open = None
         if self._open is None:
             capacity = self._discovery.rules.every_frames or 1
-            self._open = frame.index, FrameSpool(self._scratch, capacity, self._size)
+            self._open = frame.index, self._new_spool(frame.index, capacity)
         self._open[1].append(frame)
+
+    def _new_spool(self, first: int, capacity: int) -> FrameSpool:
+        return FrameSpool(self._scratch, capacity, self._size, path=self._path(first) if self._stays else None)
+
+    def _path(self, first: int) -> Path:
+        return self._scratch / f"frames-{first}"

@@ -86,7 +86,10 @@ class PassWriter:
     def mark(self) -> dict[str, Any]:
         """Put every row on the disk for good, and say how far that is: numbers that `RowSpool.restore` takes."""
         self._flush()
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
         return {
             "descending": self.descending,
             "rows": self.rows,
@@ -184,14 +187,18 @@ class RowSpool:
         return {name: writer.mark() for name, writer in self._passes.items()}
 
     def restore(self, marks: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take the passes that another process left in the folder, each cut to its mark.
+        """Take the passes that another process left in the folder, each cut to its mark, in place of one's own.
 
-        Raises:  StorageError if a file is missing, shorter than its mark, or not what it was then.
+        Raises:  StorageError if a file is missing, shorter than its mark, or not what it was then; no pass is left.
         """
+        for writer in self._passes.values():
+            writer.close()
+        self._passes, self._restored = {}, set()
+        taken: dict[str, PassWriter] = {}
         for number, (name, mark) in enumerate(marks.items()):
             path = self.directory / f"{number}.arrow"
-            self._passes[name] = PassWriter(path, self.schema, descending=mark["descending"], mark=mark)
-            self._restored.add(name)
+            taken[name] = PassWriter(path, self.schema, descending=mark["descending"], mark=mark)
+        self._passes, self._restored = taken, set(taken)
 
     def merged(self, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
         """All rows by frame_index and object_id, in batches of exactly `batch_rows` (the last may be shorter).

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.discover import Discovery
 from pipeline.encode import EncodeStage, PassWriters, RowContext
-from pipeline.errors import VideoError
+from pipeline.errors import PropagationError, VideoError
+from pipeline.job_checkpoint import JobCheckpoint
 from pipeline.lookback import Lookback
 from pipeline.models import LoadedModel
 from pipeline.prompts import PromptSet
-from pipeline.propagate import Session
-from pipeline.records import CANDIDATES, TOKENS
+from pipeline.propagate import FrameResult, Session
+from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.rowspool import RowSpool
 from pipeline.score import Scorer
 from pipeline.settings import Settings
@@ -31,43 +34,77 @@ from usam.heads import HeadBank
 class Spools:
     """Scratch of one video's rows: facts and the sidecars that the settings ask for; removed on close.
 
+    Args:
+        scratch: where the scratch folders are made.
+        folder: where they lie for good instead, so that a later run can go on from where one died.
     Attributes:
         shots: what the merged facts need to say about scene cuts.
     """
 
-    def __init__(self, settings: Settings, scratch: Path) -> None:
+    def __init__(self, settings: Settings, scratch: Path, folder: Path | None = None) -> None:
         looking = settings.propagate.on_cut != "ignore"
         self.shots = ShotLog(ShotDetector(settings.propagate.cut_threshold) if looking else None)
-        self.masks = RowSpool(scratch)
-        self.candidates = RowSpool(scratch, CANDIDATES) if settings.output.candidates else None
-        self.tokens = RowSpool(scratch, TOKENS) if settings.output.tokens else None
+
+        def spool(name: str, schema: Any) -> RowSpool:
+            return RowSpool(None if folder else scratch, schema, folder=folder and folder / name)
+
+        self.masks = spool("masks", MASKS)
+        self.candidates = spool("candidates", CANDIDATES) if settings.output.candidates else None
+        self.tokens = spool("tokens", TOKENS) if settings.output.tokens else None
 
     def add_pass(self, name: str, *, descending: bool = False) -> PassWriters:
-        """Writers of a next pass."""
+        """Writers of a next pass, or of one that was restored."""
         candidates, tokens = (
             None if spool is None else spool.add_pass(name, descending) for spool in (self.candidates, self.tokens)
         )
         return PassWriters(self.masks.add_pass(name, descending), candidates, tokens)
 
+    def mark(self) -> dict[str, Any]:
+        """Put every row on the disk for good; what `restore` takes."""
+        return {"rows": [spool.mark() for spool in self._all()], "shots": self.shots.state()}
+
+    def restore(self, mark: Mapping[str, Any]) -> None:
+        """Take the rows that another process left in the folder, as of its mark.
+
+        Raises: StorageError if a file is not what it was then.
+        """
+        for spool, marks in zip(self._all(), mark["rows"], strict=True):
+            spool.restore(marks)
+        self.shots = ShotLog.from_state(mark["shots"])
+
     def close(self) -> None:
-        """Remove the scratch files."""
-        for spool in (self.masks, self.candidates, self.tokens):
-            if spool is not None:
-                spool.close()
+        """Remove the scratch files, unless they are for good."""
+        for spool in self._all():
+            spool.close()
+
+    def _all(self) -> list[RowSpool]:
+        return [spool for spool in (self.masks, self.candidates, self.tokens) if spool is not None]
 
 
-def run_stages(
-    info: VideoInfo,
-    sample: Sample,
-    prompts: PromptSet,
-    loaded: LoadedModel,
-    bank: HeadBank | None,
-    settings: Settings,
-    context: RowContext,
-    spools: Spools,
-    scratch: Path,
-    progress: Callable[[str, int, int], None],
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What the stages need to know of one video.
+
+    Args:
+        info: the probed video.
+        sample: which of its frames are labelled.
+        prompts: validated against it; without objects they are found by `settings.prompts.auto`.
+        loaded, bank: the model and the heads that score its masks, or None.
+        context: what the rows say alike.
+        scratch: folder of the spools.
+    """
+
+    info: VideoInfo
+    sample: Sample
+    prompts: PromptSet
+    loaded: LoadedModel
+    bank: HeadBank | None
+    settings: Settings
+    context: RowContext
+    scratch: Path
+
+
+def run_stages(job: Job, progress: Callable[[str, int, int], None], checkpoint: JobCheckpoint | None = None) -> Spools:
     """Propagate, score and encode a whole video, or the sample of its frames that is wanted.
 
     The session counts the frames that it is shown (positions); what goes in and comes out here has the source's
@@ -79,92 +116,190 @@ def run_stages(
     way, and the frames before they were found are kept.
 
     Args:
-        info: the probed video.
-        sample: which of its frames are labelled.
-        prompts: validated against it; without objects they are found by `settings.prompts.auto`.
-        loaded, bank: the model and the heads that score its masks, or None.
-        context: what the rows say alike.
-        spools: where the rows go.
-        scratch: folder of the frame spool.
+        job: the video, and how it is labelled.
         progress: called with (stage, done, total) frames.
-    Raises: VideoError, PropagationError, StorageError of the stages; the decoding child is gone by then.
+        checkpoint: where to go on from, if it holds something, and to save to between frames; the spools lie there too.
+    Returns: the rows, for the caller to read and close.
+    Raises:  VideoError, PropagationError, StorageError of the stages; the decoding child is gone by then.
     """
-    video_hw = info.height, info.width
-    discovery = None if prompts.objects else Discovery(loaded.model, video_hw, settings.prompts.auto)
-    session = Session(
-        loaded.model,
-        sample.prompts(prompts),
-        video_hw,
-        len(sample),
-        reverse=settings.propagate.reverse,
-        keep_candidates=settings.output.candidates,
-        keep_tokens=bank is not None or settings.output.tokens,
-        precision=settings.model.precision,
-        mask_token_offset=bank.mask_token_offset if bank is not None else 1,
-        discover=discovery,
-    )
-    scorer = Scorer(bank, settings.score.chunk_frames)
-    pts_seconds = array("d")
-    with ExitStack() as stack:
-        decoded = FrameStream(info, settings.decode, resize=loaded.image_size, indices=sample.indices)
-        stream = sample.frames(stack.enter_context(decoded))
-        lookback: Lookback | None = None
-        if discovery is None:
-            head_frames = session.conditioning_frames[-1] + 1
-            read = _take_head(stack, stream, scratch, head_frames - 1, loaded.image_size, info)
+    run = _Run(job, progress, checkpoint)
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        try:
+            run.restore(state)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the video can start over
+            run.close()
+            checkpoint.reject(error)
+            run = _Run(job, progress, checkpoint)
+    try:
+        run.go()
+    except BaseException as error:
+        run.close()
+        if checkpoint is not None and run.restored and isinstance(error, VideoError | PropagationError):
+            checkpoint.reject(error)  # it may be what is wrong: the next run starts over
+        raise
+    run.kept.close()
+    return run.spools
+
+
+class _Run:
+    """One video on its way: what both passes share, and where they stand.
+
+    Attributes:
+        kept: frames at model size that are read again: those up to the last prompt, or before late finds.
+        restored: whether it goes on from a checkpoint and has not saved a newer one.
+    """
+
+    def __init__(self, job: Job, progress: Callable[[str, int, int], None], checkpoint: JobCheckpoint | None) -> None:
+        self.job, self.progress, self.checkpoint, self.restored = job, progress, checkpoint, False
+        self.prompts = job.sample.prompts(job.prompts)
+        self.scorer = Scorer(job.bank, job.settings.score.chunk_frames)
+        self.pts_seconds = array("d")
+        self.discovery: Discovery | None = None
+        folder, size = None if checkpoint is None else checkpoint.folder, job.loaded.image_size
+        self.head_frames = max((f.frame_index + 1 for one in self.prompts.objects for f in one.frames), default=0)
+        self.kept: FrameSpool | Lookback
+        if self.prompts.objects:
+            path = None if folder is None else folder / "frames"
+            self.kept = FrameSpool(folder or job.scratch, self.head_frames, size, path=path)
         else:
-            discovery.attach(session)
-            lookback = stack.enter_context(Lookback(scratch, discovery, loaded.image_size))
-            head_frames, read = 0, lookback.read
-        with sample.told_by_frame_index():
-            session.prepare(lambda index: read(index).rgb_hw3)
+            self.discovery = Discovery(job.loaded.model, self._video_hw, job.settings.prompts.auto)
+            self.kept = Lookback(folder or job.scratch, self.discovery, size, stays=folder is not None)
+        self.session = self._new_session(Session)
+        self.spools = Spools(job.settings, job.scratch, folder)
 
-        def frames() -> Iterator[Frame]:
-            spooled = (read(index) for index in range(head_frames))
-            for frame in itertools.chain(spooled, stream):
-                position = len(pts_seconds)
-                if lookback is not None and session.reverse:
-                    lookback.append(frame)
-                pts_seconds.append(frame.pts_seconds)
-                cut = spools.shots.see(sample.frame_index(position), frame.rgb_hw3)
-                if cut and settings.propagate.on_cut == "stop":
-                    session.barriers.add(position)
-                yield frame
+    @property
+    def _video_hw(self) -> tuple[int, int]:
+        return self.job.info.height, self.job.info.width
 
-        encode = stack.enter_context(_encoder(context, spools.add_pass("forward"), settings))
-        for index, results in enumerate(scorer.score(sample.results(session.forward(frames())))):
-            for one in results:
-                if one.result.prompted is not None:
-                    spools.shots.prompt(one.result.object_id, one.result.frame_index)
-                if one.result.prompted == "auto":
-                    context.auto.add(one.result.object_id)
-            encode.submit(pts_seconds[index], results)
-            progress("propagate", index + 1, len(sample))
-        if len(pts_seconds) != len(sample):
-            raise VideoError(f"{len(sample)} frames of {info.path}", f"{len(pts_seconds)}", "the file is damaged")
-        backward = session.backward_frames
-        if len(backward):
-            encode = stack.enter_context(_encoder(context, spools.add_pass("backward", descending=True), settings))
-            followed = sample.results(session.backward(lambda index: read(index).rgb_hw3))
-            for done, results in enumerate(scorer.score(followed), 1):
-                encode.submit(pts_seconds[sample.position(results[0].result.frame_index)], results)
-                progress("backward", done, len(backward))
+    def _new_session(self, make: Callable[..., Session], **more: Any) -> Session:
+        settings, bank = self.job.settings, self.job.bank
+        session = make(
+            self.job.loaded.model,
+            self.prompts,
+            self._video_hw,
+            len(self.job.sample),
+            reverse=settings.propagate.reverse,
+            keep_candidates=settings.output.candidates,
+            keep_tokens=bank is not None or settings.output.tokens,
+            precision=settings.model.precision,
+            mask_token_offset=bank.mask_token_offset if bank is not None else 1,
+            discover=self.discovery,
+            **more,
+        )
+        if self.discovery is not None:
+            self.discovery.attach(session)
+        return session
 
+    def go(self) -> None:
+        """Run both passes from where they stand."""
+        total = len(self.job.sample)
+        if self.session.stage != "backward":
+            with ExitStack() as stack:
+                stream = self._stream(stack)
+                if self.session.stage == "new":
+                    self._prepare(stream)
+                done = self.session.next_frame
+                self._pass("forward", "propagate", self.session.forward(self._shown(stream)), range(total), done)
+            if len(self.pts_seconds) != total:
+                got = f"{len(self.pts_seconds)}"
+                raise VideoError(f"{total} frames of {self.job.info.path}", got, "the file is damaged")
+        frames = self.session.backward_frames
+        if frames:
+            done = sum(f > self.session.next_frame for f in frames) if self.session.stage == "backward" else 0
+            results = self.session.backward(lambda index: self.kept.read(index).rgb_hw3)
+            self._pass("backward", "backward", results, frames, done)
 
-def _encoder(context: RowContext, writers: PassWriters, settings: Settings) -> EncodeStage:
-    return EncodeStage(context, writers, settings.score.chunk_frames)
+    def close(self) -> None:
+        """Give the scratch back, but for what a checkpoint needs."""
+        self.spools.close()
+        self.kept.close()
 
+    # Frames in --------------------------------------------------------------------------------------------------------
 
-def _take_head(
-    stack: ExitStack, stream: Iterator[Frame], scratch: Path, last: int, size: int, info: VideoInfo
-) -> Callable[[int], Frame]:
-    """Take frames 0..last from the stream; returns how to read them again (from scratch if there are several)."""
-    if last == 0:
-        first = next(stream, None)
-        if first is None:
-            raise VideoError(f"at least one frame in {info.path}", "none", "check that it plays")
-        return lambda index: first
-    spool = stack.enter_context(FrameSpool(scratch, last + 1, size))
-    for frame in itertools.islice(stream, last + 1):
-        spool.append(frame)
-    return spool.read
+    def _stream(self, stack: ExitStack) -> Iterator[Frame]:
+        """Decoded frames from the first one on that is neither behind nor kept."""
+        job, total = self.job, len(self.job.sample)
+        resumed = self.session.stage != "new"
+        start = max(self.session.next_frame, self.head_frames) if resumed else 0
+        if start >= total:
+            return iter(())
+        indices = job.sample.indices
+        if start:
+            indices = list(range(start, total)) if indices is None else indices[start:]
+        decoded = FrameStream(job.info, job.settings.decode, resize=job.loaded.image_size, indices=indices)
+        return job.sample.frames(stack.enter_context(decoded))
+
+    def _prepare(self, stream: Iterator[Frame]) -> None:
+        if isinstance(self.kept, FrameSpool):
+            for frame in itertools.islice(stream, self.head_frames):
+                self.kept.append(frame)
+            if len(self.kept) < self.head_frames:
+                got = f"{len(self.kept)}"
+                raise VideoError(f"{self.head_frames} frames in {self.job.info.path}", got, "check that it plays")
+        with self.job.sample.told_by_frame_index():
+            self.session.prepare(lambda index: self.kept.read(index).rgb_hw3)
+
+    def _shown(self, stream: Iterator[Frame]) -> Iterator[Frame]:
+        """The frames that the session takes, in order, each seen by whoever else looks at frames."""
+        again = (self.kept.read(index) for index in range(self.session.next_frame, self.head_frames))
+        for frame in itertools.chain(again, stream):
+            position = len(self.pts_seconds)
+            if isinstance(self.kept, Lookback) and self.session.reverse:
+                self.kept.append(frame)
+            self.pts_seconds.append(frame.pts_seconds)
+            cut = self.spools.shots.see(self.job.sample.frame_index(position), frame.rgb_hw3)
+            if cut and self.job.settings.propagate.on_cut == "stop":
+                self.session.barriers.add(position)
+            yield frame
+
+    # Rows out ---------------------------------------------------------------------------------------------------------
+
+    def _pass(
+        self, name: str, stage: str, results: Iterable[list[FrameResult]], positions: Sequence[int], done: int
+    ) -> None:
+        """Score and encode a pass of which `done` frames are behind."""
+        chunk, context = self.scorer.chunk_frames, self.job.context
+        with EncodeStage(context, self.spools.add_pass(name, descending=name == "backward"), chunk) as encode:
+            for at, scored in enumerate(self.scorer.score(self.job.sample.results(results)), done):
+                for one in scored:
+                    if one.result.prompted is not None:
+                        self.spools.shots.prompt(one.result.object_id, one.result.frame_index)
+                    if one.result.prompted == "auto":
+                        context.auto.add(one.result.object_id)
+                encode.submit(self.pts_seconds[positions[at]], scored)
+                self.progress(stage, at + 1, len(positions))
+                if (at + 1) % chunk == 0:  # nothing waits in the scorer: chunks stay what they would have been
+                    self._save(encode)
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _save(self, encode: EncodeStage) -> None:
+        def state() -> dict[str, Any]:
+            encode.drain()
+            return {
+                "session": self.session.state(),
+                "spools": self.spools.mark(),
+                "kept": self.kept.mark(),
+                "discovery": None if self.discovery is None else self.discovery.state(),
+                "pts_seconds": self.pts_seconds.tolist(),
+                "auto": sorted(self.job.context.auto),
+            }
+
+        if self.checkpoint is not None and self.checkpoint.save_if_due(state):
+            self.restored = False
+            if isinstance(self.kept, Lookback):
+                self.kept.sweep()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `_save` saved in another process.
+
+        Raises: StorageError if the spools are not what they were then; PropagationError for a state of another session.
+        """
+        self.session = self._new_session(Session.from_state, state=state["session"])
+        self.spools.restore(state["spools"])
+        self.kept.restore(state["kept"])
+        if self.discovery is not None:
+            self.discovery.restore(state["discovery"])
+        self.pts_seconds = array("d", state["pts_seconds"])
+        self.job.context.auto.update(state["auto"])
+        self.restored = True
