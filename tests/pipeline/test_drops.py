@@ -93,6 +93,8 @@ def test_a_prompts_folder_pairs_by_stem(drop: Path, tmp_path: Path) -> None:
     assert found == {f"{name}": str(folder / f"{name[0]}.prompts.json") for name in ("a.MOV", "b.mp4", "c.mkv")}
     with pytest.raises(PromptError, match=str(folder)):  # a missing one is told with the folder that was searched
         load_prompts(found["b.mp4"] or "")
+    may_lack = {one.name: one.prompts for one in find_videos([str(drop)], prompts=str(folder), without_prompts=True)}
+    assert may_lack == {"a.MOV": str(folder / "a.prompts.json"), "b.mp4": None, "c.mkv": None}
 
 
 @pytest.mark.slow

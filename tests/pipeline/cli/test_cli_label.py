@@ -213,3 +213,19 @@ def test_an_empty_word_is_refused(
 def test_nobody_can_call_a_policy_certified_yet(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
     assert run("label", _videos(tmp_path, "a"), "--set", "policy.certificate=foo") == 2
     assert calls == []
+
+
+@pytest.mark.parametrize("words", [("--auto-prompts",), ("--set", "prompts.on_missing=auto")])
+def test_videos_without_prompts_can_be_asked_for(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    folder = _videos(tmp_path, "a", "b")
+    (folder / "b.prompts.json").unlink()
+    assert run("label", folder, "--out", tmp_path / "out", *words) == 0
+    assert [(call["video"], call["prompts"] is None) for call in calls] == [("a.mp4", False), ("b.mp4", True)]
+    assert {call["settings"].prompts.on_missing for call in calls} == {"auto"}
+    calls.clear()
+    elsewhere = tmp_path / "prompts"
+    elsewhere.mkdir()
+    assert run("label", folder / "b.mp4", "--prompts", elsewhere, "--out", tmp_path / "out", *words) == 0
+    assert [call["prompts"] for call in calls] == [None]
