@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,12 @@ def lit(frames: NDArray[np.uint8], gain_n: NDArray[np.float64]) -> NDArray[np.ui
     return bright
 
 
+def mosaic(seed: int, tiles: int = 16, side: int = SIZE) -> NDArray[np.uint8]:
+    """A picture that is nothing but edges and colours."""
+    small = np.random.default_rng(seed).integers(20, 200, (tiles, tiles, 3), dtype=np.uint8)
+    return small.repeat(side // tiles, 0).repeat(side // tiles, 1)
+
+
 def test_a_cut_between_two_clips_is_found_on_its_very_frame() -> None:
     found = 0
     for seed in range(12):
@@ -56,6 +64,55 @@ def test_jitter_of_the_brightness_is_no_cut(seed: int, data: st.DataObject) -> N
     frames = clip(seed % 1000)
     gain = np.array(data.draw(st.lists(st.floats(0.6, 1.4), min_size=len(frames), max_size=len(frames))))
     assert cuts(lit(frames, gain)) == []
+
+
+@pytest.mark.parametrize("step", [(0, 12), (9, -9), (-14, 3)])
+def test_a_pan_over_a_busy_scene_is_no_cut_but_a_jump_is(step: tuple[int, int]) -> None:
+    wide = mosaic(5, 32, 2 * SIZE)
+    corners = [(64 + step[0] * i, 64 + step[1] * i) for i in range(5)]
+    views = np.stack([wide[y : y + SIZE, x : x + SIZE] for y, x in corners])
+    assert cuts(views) == []
+    assert cuts(np.stack([*views, mosaic(6)])) == [5]
+
+
+@pytest.mark.parametrize(
+    "tone", [lambda x: x**12, lambda x: 1 - (1 - x) ** 12, lambda x: (6 * x).clip(0, 1), lambda x: x / 8]
+)
+def test_another_tone_curve_is_no_cut(tone: Callable[[Any], Any]) -> None:
+    picture = mosaic(5)
+    picture[:] = picture.mean(-1, keepdims=True)  # grey: a curve changes the hue of single colours
+    changed = (255 * tone(picture / 255)).astype(np.uint8)
+    assert cuts(np.stack([picture, changed, picture])) == []
+
+
+def test_a_restless_shot_raises_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def last_is_cut(evidence: list[float]) -> bool:
+        script = iter(evidence)
+        monkeypatch.setattr("pipeline.shots._evidence", lambda before, now: next(script))
+        return cuts(np.repeat(mosaic(1)[None], len(evidence) + 1, 0)) == [len(evidence)]
+
+    calm, restless = [-9.0] * 8, [-3.0] * 8
+    assert last_is_cut([*calm, 1.0])
+    assert not last_is_cut([*restless, 1.0])
+    assert last_is_cut([*restless, 4.0])
+    assert last_is_cut([*restless, *calm, 1.0])  # unrest is forgotten
+
+
+def test_a_washed_out_frame_is_judged_only_if_it_stays() -> None:
+    scene, glare = mosaic(1), (mosaic(2) // 8 + 220).astype(np.uint8)  # what is left of a picture in strong light
+    assert cuts(np.stack([scene, scene, glare, glare, scene])) == []
+    assert cuts(np.stack([scene, scene, glare, glare, glare, glare])) == [4]
+
+
+def test_a_faint_picture_does_not_become_what_others_are_compared_with_at_once() -> None:
+    scene = mosaic(1)
+    faint = (scene // 8 + 20).astype(np.uint8)
+    assert cuts(np.stack([scene, faint, faint, mosaic(2)])) == [3]
+    detector = ShotDetector()
+    cuts(np.stack([scene, faint, faint]), detector)
+    kept = np.asarray(detector.state()["reference"]).std()
+    cuts(np.repeat(faint[None], 20, 0), detector)
+    assert np.asarray(detector.state()["reference"]).std() < kept / 4  # it is the scene's new look by now
 
 
 @settings(deadline=None, max_examples=10)
@@ -91,16 +148,18 @@ def test_black_at_the_start_and_blank_videos_have_no_cut() -> None:
 
 def test_the_detector_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:
     frames = np.concatenate([clip(1, noise=1.0), lit(clip(2), np.linspace(1, 0, 8)), clip(3, fast=1.0), clip(4)])
-    straight = ShotDetector(0.4)
-    expected = cuts(frames, straight)
+    faint = (mosaic(1) // 8 + 20).astype(np.uint8)
+    frames = np.concatenate([frames, mosaic(1)[None], np.repeat(faint[None], 20, 0), mosaic(1)[None]])
+    expected = cuts(frames, ShotDetector(0.4))
     assert len(expected) >= 2
-    detector, said = ShotDetector(0.4), []
+    detector, straight, said = ShotDetector(0.4), ShotDetector(0.4), []
     for index, frame in enumerate(frames):
         detector = ShotDetector.from_state(json.loads(json.dumps(detector.state())))
+        straight.is_cut(frame)
         if detector.is_cut(frame):
             said.append(index)
+        assert detector.state() == straight.state(), index
     assert said == expected
-    assert detector.state() == straight.state()
 
 
 def test_the_decision_does_not_see_what_comes_later() -> None:
