@@ -122,8 +122,9 @@ def run_stages(job: Job, progress: Callable[[str, int, int], None], checkpoint: 
     Returns: the rows, for the caller to read and close.
     Raises:  VideoError, PropagationError, StorageError of the stages; the decoding child is gone by then.
     """
+    state = None if checkpoint is None else checkpoint.load()
     run = _Run(job, progress, checkpoint)
-    if checkpoint is not None and (state := checkpoint.load()) is not None:
+    if checkpoint is not None and state is not None:
         try:
             run.restore(state)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the video can start over
