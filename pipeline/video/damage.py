@@ -39,8 +39,11 @@ class LibavLog:
         av.logging.restore_default_callback()
         av.logging.set_libav_level(av.logging.ERROR)
 
-    def first_error(self) -> str | None:
-        """The first error since the last look, or None; costs one system call when there is nothing new."""
+    def first_error(self, besides: str = "") -> str | None:
+        """The first error since the last look, or None; costs one system call when there is nothing new.
+
+        Args: besides: a codec whose errors do not count this time.
+        """
         size = os.fstat(STDERR_FD).st_size
         if size == self._read:
             return None
@@ -48,7 +51,7 @@ class LibavLog:
         self._read = size
         for found in LOG_LINE.finditer(new):
             who, text = found["who"].decode(), found["text"].decode(errors="replace")
-            if who not in self.ignored:
+            if who not in self.ignored and who != besides:
                 return f"{who}: {' '.join(text.split())[:120]}"
         return "decord recovered lost frames" if DECORD_RECOVERY.search(new) else None
 

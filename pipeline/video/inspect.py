@@ -6,6 +6,7 @@ Messages: ("alive", packets or frames so far), ("info", VideoInfo), ("error", Vi
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import VideoError
-from pipeline.video.damage import FrameCheck, LibavLog, other_codecs
+from pipeline.video.damage import AGAIN, LibavLog, other_codecs
 from pipeline.video.index import FrameIndex, count_at_rate
 from pipeline.video.orientation import orientation
 from pipeline.video.packets import PacketScan, find_damage, has_exact_seek, is_countable, scan_packets, video_stream
@@ -88,15 +89,14 @@ def _inspect(path: Path, container: Any, limits: Limits, pulse: Pulse, log: Liba
         _require_length(path, float((scan.pts[-1] - scan.pts[0]) * scan.time_base), limits)
     damage = find_damage(path, container, stream, scan)
     if damage is None and (error := log.first_error()) is not None:
-        damage = FrameCheck(path, None).damaged(0, f"a container that breaks ({error})")
-        damage.frame = None
+        damage = VideoError("an undamaged video", f"damage in {path} ({error})", AGAIN, path=path)
     if damage is not None and not limits.keep_good_prefix:
         raise damage
-    first = _first_frame(path)
+    first = _first_frame(path, damage)
     turn = orientation(path, first)
     decoder, reason = _choose_decoder(container, stream, first, scan, turn.is_plain, limits)
     fps = _average_rate(stream, scan)
-    if limits.keep_good_prefix or not is_countable(container, codec.name, scan):
+    if limits.keep_good_prefix or not is_countable(container, codec.codec.canonical_name, scan):
         index, damage = _index_by_decoding(path, fps, limits, pulse, damage)
     else:
         index = FrameIndex(np.array(scan.pts, np.int64), scan.time_base, True, np.zeros(1, np.int64))
@@ -108,7 +108,7 @@ def _inspect(path: Path, container: Any, limits: Limits, pulse: Pulse, log: Liba
     seconds = float((index.ticks_n[-1] - index.ticks_n[0]) * index.time_base)
     last_seconds = float(scan.last_duration * scan.time_base) if damage is None else 0.0
     return VideoInfo(
-        path, width, height, len(index), fps, (seconds + last_seconds) or len(index) / fps, codec.name,
+        path, width, height, len(index), fps, (seconds + last_seconds) or len(index) / fps, codec.codec.canonical_name,
         container.format.name, turn.rotation, decoder, reason, turn.mirrored,
         None if damage is None else damage.got.replace(str(path), "the file"), index,
     )  # fmt: skip
@@ -164,11 +164,15 @@ def _require_count(path: Path, count: int, limits: Limits) -> None:
         )
 
 
-def _first_frame(path: Path) -> Any:
-    with open_video(path) as (container, stream):
+def _first_frame(path: Path, damage: VideoError | None) -> Any:
+    import av
+
+    with open_video(path) as (container, stream), contextlib.suppress(av.FFmpegError):
         for frame in container.decode(stream):
             return frame
-    raise VideoError("a video with at least one frame", f"{path} of which none can be decoded", "encode it again")
+    raise damage or VideoError(
+        "a video with at least one frame", f"{path} of which none can be decoded", "encode it again"
+    )
 
 
 def _index_by_decoding(

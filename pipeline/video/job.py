@@ -53,7 +53,7 @@ class Job:
         A stretch begins at an entry of the index; a new one begins where an entry saves decoding.
         """
         if self.indices is None:
-            yield self._entry(self.start), None
+            yield self._entry(self.start), self.num_frames if self.is_prefix else None
             return
         if not self.indices:
             return

@@ -16,8 +16,10 @@ from pipeline.video.job import Decoded, Job
 from pipeline.video.orientation import Orientation
 from pipeline.video.packets import video_stream
 
-# Checksums and other checks that decoders leave out by default.
-STRICT = {"err_detect": "crccheck+bitstream+buffer"}
+# Checks that decoders leave out by default. dav1d looks at the padding of tiles only when it is strict: without that,
+# random bytes in AV1 decode without a word.
+CHECKS = {"err_detect": "crccheck+bitstream+buffer"}
+STRICT_CODECS = ("av1",)
 
 
 @contextmanager
@@ -30,7 +32,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         if stream is None:
             raise VideoError("a file with a video stream", f"none in {path}", "name a video")
         stream.codec_context.thread_count = 1
-        stream.codec_context.options = STRICT
+        strict = stream.codec_context.codec.canonical_name in STRICT_CODECS
+        stream.codec_context.options = {**CHECKS, "strict": "1"} if strict else CHECKS
         yield container, stream
 
 
@@ -51,6 +54,9 @@ def checked_frames(path: Path, seek_ticks: int | None = None, first_index: int =
     try:
         with open_video(path) as (container, stream):
             log.ignored = other_codecs(container, stream)
+            # What the codec said while FFmpeg looked ahead it will say again; what a demuxer left out is gone.
+            if (error := log.first_error(besides=stream.codec_context.name)) is not None:
+                raise check.damaged(index, f"damage ({error})")
             if seek_ticks is not None:
                 container.seek(seek_ticks, stream=stream)
             for packet in container.demux(stream):

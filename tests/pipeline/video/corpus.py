@@ -48,6 +48,8 @@ class Good:
         inputs: more inputs.
         bound: (greatest, mean) difference from the reference in grey levels.
         siting: more options of the reference's scaler.
+        times_shift: whether the container stores no presentation times, and versions of FFmpeg guess them with another
+            start.
         finish: what is done to the finished file.
     """
 
@@ -57,6 +59,7 @@ class Good:
     inputs: str = ""
     bound: tuple[int, float] = EXACT
     siting: str = ""
+    times_shift: bool = False
     finish: Callable[[Path], None] | None = None
 
 
@@ -97,7 +100,7 @@ GOOD: Mapping[str, Good] = {
     "h264_b.ts": Good(f"{H264} -bf 3"),
     "h264_open_gop.ts": Good(f"{H264} -bf 3 -x264-params open-gop=1:b-adapt=0"),
     "h264.flv": Good(H264),
-    "h264_no_b.avi": Good(f"{H264} -bf 0"),
+    "h264_no_b.avi": Good(f"{H264} -bf 0", times_shift=True),
     "h264_slices.mp4": Good(f"{H264} -x264-params slices=4"),
     "h264_refresh.mp4": Good(f"{H264} -x264-params intra-refresh=1 -bf 0"),
     "fragmented.mp4": Good(f"{H264} -movflags frag_keyframe+empty_moov+default_base_moof"),

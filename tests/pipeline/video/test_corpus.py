@@ -1,0 +1,147 @@
+"""Good videos of every kind come out as ffmpeg shows them; damaged ones are refused, or cut before the damage."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import VideoError
+from pipeline.settings import DecodeSettings
+from pipeline.video.probe import VideoInfo, presentation_times, probe_video
+from pipeline.video.stream import Frame, FrameStream
+
+from .corpus import GOOD, have_ffmpeg, make_good, reference_frames, reference_times
+from .damage_corpus import DAMAGED, make_damaged
+
+pytestmark = pytest.mark.slow
+BOUNDED_SECONDS = 30.0
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not have_ffmpeg():
+        pytest.skip("no ffmpeg: apt-get install ffmpeg")
+    return tmp_path_factory.mktemp("corpus")
+
+
+def good_file(name: str, folder: Path) -> Path:
+    path = folder / name
+    return path if path.exists() else make_good(name, folder)
+
+
+def read(info: VideoInfo, settings: DecodeSettings, **choice: object) -> list[Frame]:
+    with FrameStream(info, settings, **choice) as stream:  # type: ignore[arg-type]
+        return list(stream)
+
+
+def pictures(frames: list[Frame]) -> np.ndarray:  # type: ignore[type-arg]
+    return np.stack([frame.rgb_hw3 for frame in frames])
+
+
+def test_the_corpus_is_as_large_as_promised() -> None:
+    assert len(GOOD) >= 30
+    assert len(DAMAGED) >= 12
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_file_comes_out_as_ffmpeg_shows_it(name: str, folder: Path) -> None:
+    path, settings = good_file(name, folder), DecodeSettings()
+    info = probe_video(path, settings)
+    expected = reference_frames(path, info.height, info.width)
+    times = np.array([float(one) for one in reference_times(path)])
+    if GOOD[name].times_shift:
+        times += presentation_times(info)[0] - times[0]
+    for decoder in {info.decoder, "pyav"}:
+        chosen = DecodeSettings(decoder=decoder)  # type: ignore[arg-type]
+        info = probe_video(path, chosen)
+        frames = read(info, chosen)
+        assert (info.decoder, info.num_frames, len(frames)) == (decoder, len(expected), len(expected))
+        assert [frame.index for frame in frames] == list(range(len(expected)))
+        np.testing.assert_allclose([frame.pts_seconds for frame in frames], times, rtol=0, atol=1e-9)
+        np.testing.assert_array_equal(presentation_times(info), [frame.pts_seconds for frame in frames])
+        difference = np.abs(pictures(frames).astype(np.int16) - expected)
+        most, mean = GOOD[name].bound
+        assert difference.max() <= most
+        assert difference.mean() <= mean
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_later_start_and_a_selection_give_the_same_frames(name: str, folder: Path) -> None:
+    path, settings = good_file(name, folder), DecodeSettings()
+    info = probe_video(path, settings)
+    whole = pictures(read(info, settings))
+    for start in {info.num_frames - 1, info.num_frames // 2}:
+        frames = read(info, settings, start=start)
+        assert [frame.index for frame in frames] == list(range(start, info.num_frames))
+        np.testing.assert_array_equal(pictures(frames), whole[start:])
+    few = sorted({0, info.num_frames // 3, info.num_frames - 1})
+    frames = read(info, settings, indices=few)
+    assert [frame.pts_seconds for frame in frames] == presentation_times(info)[few].tolist()
+    np.testing.assert_array_equal(pictures(frames), whole[few])
+
+
+def test_a_late_start_does_not_decode_what_comes_before(folder: Path) -> None:
+    for name, entries in (("h264.mp4", [0, 12, 24]), ("vp9.webm", [0, 12, 24]), ("h264_open_gop.mp4", [0])):
+        info = probe_video(good_file(name, folder), DecodeSettings())
+        assert info.index is not None
+        assert info.index.entries_n.tolist() == entries
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_file_is_its_own_good_prefix(name: str, folder: Path) -> None:
+    path = good_file(name, folder)
+    info = probe_video(path, DecodeSettings(on_damage="keep_good_prefix"))
+    assert (info, info.damage) == (probe_video(path, DecodeSettings()), None)
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_refused_with_its_reason(name: str, decoder: str, folder: Path, tmp_path: Path) -> None:
+    path, _ = make_damaged(name, tmp_path)
+    settings = DecodeSettings(decoder=decoder)  # type: ignore[arg-type]
+    started = time.monotonic()
+    with pytest.raises(VideoError, match=f"({DAMAGED[name].reason})") as caught:
+        read(probe_video(path, settings), settings)
+    assert time.monotonic() - started < BOUNDED_SECONDS
+    assert path.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_the_good_prefix_ends_before_the_damage(
+    name: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, source = make_damaged(name, tmp_path)
+    settings = DecodeSettings(on_damage="keep_good_prefix")
+    if DAMAGED[name].prefix is None:
+        with pytest.raises(VideoError):
+            probe_video(path, settings)
+        return
+    info = probe_video(path, settings)
+    fewest, most = DAMAGED[name].prefix or (0, 0)
+    assert fewest <= info.num_frames <= most
+    assert f"only its first {info.num_frames} frames" in caplog.text
+    with FrameStream(info, settings) as stream:
+        assert stream.damage is not None
+        assert (stream.damage.frame, stream.damage.path) == (info.num_frames, path)
+        frames = list(stream)
+    assert len(frames) == info.num_frames == len(presentation_times(info))
+    assert info.damage is not None
+    assert str(path) not in info.damage  # it goes into the facts, which know no machine
+    if source is not None:
+        whole = pictures(read(probe_video(source, DecodeSettings()), DecodeSettings()))
+        np.testing.assert_array_equal(pictures(frames), whole[: len(frames)])
+    assert [one.index for one in read(info, settings, start=info.num_frames - 1)] == [info.num_frames - 1]
+
+
+def test_damage_carries_path_and_frame(folder: Path, tmp_path: Path) -> None:
+    path, _ = make_damaged("middle_hevc.mp4", tmp_path)
+    with pytest.raises(VideoError) as caught:
+        read(probe_video(path, DecodeSettings()), DecodeSettings())
+    assert caught.value.path == path
+    assert caught.value.frame is not None
+    assert re.search(rf"frame {caught.value.frame}\b", str(caught.value))
