@@ -200,6 +200,8 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
     return {
         "decoder": info.decoder,
         "reverse": settings.propagate.reverse,
+        "exact": settings.propagate.exact,
+        "max_group": settings.propagate.max_group,
         "on_cut": settings.propagate.on_cut,
         "cut_threshold": None if settings.propagate.on_cut == "ignore" else settings.propagate.cut_threshold,
         "precision": settings.model.precision,

@@ -27,7 +27,6 @@ __all__ = ["Discover", "Features", "FrameLike", "FrameResult", "ReadFrame", "Ses
 ReadFrame = Callable[[int], NDArray[np.uint8]]
 
 _CACHED_FEATURES = 4
-CPU_GROUP, GPU_GROUP = 1, 64  # objects per batch; on a CPU larger ones are slower (docs/performance.md)
 
 
 class FrameLike(Protocol):
@@ -102,9 +101,7 @@ class Session:
             raise PromptError("at least one object", "none", "add an object to the prompts")
         self._rule = MemoryRule.of(model, num_frames, reverse_follows=reverse)
         self._capture = TokenCapture(model)
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        group = max_group or (CPU_GROUP if on_cpu else GPU_GROUP)
-        self._steps = Steps(model, video_hw, self._rule, group, self._capture, exact=exact)
+        self._steps = Steps(model, video_hw, self._rule, self._capture, exact=exact, max_group=max_group)
         self.prompted: dict[tuple[int, int], FrameResult] = {}
         self._cache: dict[int, Features] = {}
 

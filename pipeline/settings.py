@@ -131,9 +131,14 @@ class PropagateSettings(_Section):
 
     At a scene cut, `on_cut` flag follows objects on and marks the rows, stop follows none across it, ignore looks for
     no cuts. `cut_threshold` is how sure the detector must be (`pipeline.shots`); higher finds fewer.
+
+    `exact` takes one object at a time, bit-identical to upstream. Otherwise objects share batches of at most
+    `max_group` (None: what is fastest on the device), which rounds differently in the last digits.
     """
 
     reverse: bool = True
+    exact: bool = False
+    max_group: int | None = Field(default=None, ge=1, le=1024)
     on_cut: Literal["flag", "stop", "ignore"] = "flag"
     cut_threshold: float = Field(default=0.5, gt=0, lt=1, allow_inf_nan=False)
 

@@ -184,6 +184,8 @@ class _Run:
             keep_tokens=bank is not None or settings.output.tokens,
             precision=settings.model.precision,
             mask_token_offset=bank.mask_token_offset if bank is not None else 1,
+            exact=settings.propagate.exact,
+            max_group=settings.propagate.max_group,
             discover=self.discovery,
             **more,
         )

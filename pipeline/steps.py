@@ -25,6 +25,8 @@ from usam.capture import DecoderCall, TokenCapture
 log = logging.getLogger(__name__)
 
 NO_OBJECT_LOGIT = -1024.0  # sam2.modeling.sam2_base.NO_OBJ_SCORE
+GPU_GROUP = 64
+CPU_GROUP, CPU_GROUP_BYTES = 16, 16 << 20
 _MEAN_RGB = (0.485, 0.456, 0.406)
 _STD_RGB = (0.229, 0.224, 0.225)
 
@@ -53,6 +55,17 @@ class Step(NamedTuple):
     call: DecoderCall | None
 
 
+def fastest_group(model: Any, device: torch.device) -> int:
+    """Objects per batch that are fastest: on a CPU only as many as keep one layer's keys near the caches.
+
+    Measured in docs/performance.md: small models gain twofold from groups of 8, at 512 px larger groups lose.
+    """
+    if device.type != "cpu":
+        return GPU_GROUP
+    tokens = model.num_maskmem * model.sam_image_embedding_size**2
+    return min(max(CPU_GROUP_BYTES // (4 * tokens * model.hidden_dim), 1), CPU_GROUP)
+
+
 class Steps:
     """The steps of one session.
 
@@ -60,9 +73,9 @@ class Steps:
         model: SAM2 in eval mode.
         video_hw: height and width of the video as presented, px: what prompts are measured in.
         rule: what a step recalls.
-        max_group: objects per batch at most.
-        exact: one object per batch, and upstream's order of operations where another one rounds differently.
         capture: observes the decoder; entered by the caller around every call.
+        exact: one object per batch, and upstream's order of operations where another one rounds differently.
+        max_group: objects per batch at most; None takes `fastest_group`.
     """
 
     def __init__(
@@ -70,15 +83,15 @@ class Steps:
         model: Any,
         video_hw: tuple[int, int],
         rule: MemoryRule,
-        max_group: int,
         capture: TokenCapture,
         *,
         exact: bool,
+        max_group: int | None,
     ) -> None:
         self.model, self.rule, self.capture, self.exact = model, rule, capture, exact
         alone = exact or model.non_overlap_masks_for_mem_enc  # the latter lets objects of one batch compete
-        self.max_group = 1 if alone else max_group
         self.device: torch.device = next(model.parameters()).device
+        self.max_group = 1 if alone else max_group or fastest_group(model, self.device)
         self._video_hw = video_hw
         self._mean_311 = torch.tensor(_MEAN_RGB, device=self.device)[:, None, None]
         self._std_311 = torch.tensor(_STD_RGB, device=self.device)[:, None, None]
