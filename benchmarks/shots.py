@@ -109,7 +109,7 @@ def fade(frames: Frames, rng: np.random.Generator, stride: int) -> Frames:
 def noise(frames: Frames, rng: np.random.Generator, stride: int) -> Frames:
     """Sensor noise, sigma 8-25 grey levels."""
     sigma = rng.uniform(8, 25)
-    return np.stack([(f + rng.normal(0, sigma, f.shape)).clip(0, 255) for f in frames]).astype(np.uint8)
+    return np.stack([(f + rng.normal(0, sigma, f.shape)).clip(0, 255).astype(np.uint8) for f in frames])
 
 
 def compression(frames: Frames, rng: np.random.Generator, stride: int) -> Frames:
@@ -127,7 +127,13 @@ def dark(frames: Frames, rng: np.random.Generator, stride: int) -> Frames:
     return _gain(frames, np.full(len(frames), rng.uniform(0.15, 0.4)))
 
 
-DIFFICULTIES: tuple[Difficulty, ...] = (plain, pan, shake, exposure, flash, fade, noise, compression, dark)
+def grey(frames: Frames, rng: np.random.Generator, stride: int) -> Frames:
+    """Without colour."""
+    luma = (frames @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
+    return np.repeat(luma[..., None], 3, -1)
+
+
+DIFFICULTIES: tuple[Difficulty, ...] = (plain, pan, shake, exposure, flash, fade, noise, compression, dark, grey)
 
 
 def cuts_of(frames: Frames) -> set[int]:

@@ -25,6 +25,8 @@ BAR = 6.5  # how far above the recent unrest a cut stands out, in the unit of th
 # and two real ones, with noise, compression, flashes, fades, pans and strides; the exam in `benchmarks/shots.py` has
 # other clips.
 _STRUCTURE, _PLACE, _PALETTE, _CONSTANT = -12.1, -6.2, 7.5, 5.1
+_GREY_STRUCTURE, _GREY_CONSTANT = -18.2, 9.5  # where there is no colour to compare
+COLOURFUL = 6.0  # strength of colour, grey levels, from which the first four hold alone
 
 _LUMA_3 = np.array([0.299, 0.587, 0.114], np.float32)
 _NOISE = 2.0  # variance, squared grey levels, that is no evidence
@@ -38,9 +40,9 @@ class ShotDetector:
 
     Two frames are compared by the correlation of their luma after lining them up (pans) and matching their tones
     (exposure, flashes, fades), by the agreement of hue at each place, and by their palettes. Colour is compared
-    without its strength. A restless shot raises the bar. A blank frame says nothing and the picture after it is
-    compared with the one before it, so a flash is no cut, and a fade through black is one if another scene follows.
-    Dissolves are not found.
+    without its strength; where there is none, structure alone decides. A restless shot raises the bar. A blank
+    frame says nothing and the picture after it is compared with the one before it, so a flash is no cut, and a fade
+    through black is one if another scene follows. Dissolves are not found.
 
     Args:
         threshold: how sure the comparison must be, in (0, 1); higher finds fewer cuts.
@@ -118,6 +120,7 @@ class _Thumbnail:
         self.luma = rgb @ _LUMA_3
         self.mean, self.spread = float(self.luma.mean()), float(self.luma.std())
         self.chroma = rgb[..., ::2] - self.luma[..., None]
+        self.colour = float(np.sqrt(np.square(self.chroma).mean()))
         self.palette = _palette(self.chroma, self.mean)
 
 
@@ -156,7 +159,9 @@ def _evidence(before: _Thumbnail, now: _Thumbnail) -> float:
             structure, shift = lined_up, moved
     place = _agreement(*_overlap(before.chroma, now.chroma, shift))
     palette = 0.5 * float(np.abs(before.palette - now.palette).sum())
-    return _STRUCTURE * structure + _PLACE * place + _PALETTE * palette + _CONSTANT
+    coloured = _STRUCTURE * structure + _PLACE * place + _PALETTE * palette + _CONSTANT
+    share = min(1.0, max(before.colour, now.colour) / COLOURFUL)
+    return share * coloured + (1 - share) * (_GREY_STRUCTURE * structure + _GREY_CONSTANT)
 
 
 def _correlation(a: Floats, b: Floats) -> float:
