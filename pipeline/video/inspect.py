@@ -87,7 +87,7 @@ def _inspect(path: Path, container: Any, limits: Limits, pulse: Pulse, log: Liba
     _require_count(path, scan.packets - scan.discards, limits)
     if scan.pts:
         _require_length(path, float((scan.pts[-1] - scan.pts[0]) * scan.time_base), limits)
-    damage = find_damage(path, container, stream, scan)
+    damage = find_damage(path, container, stream, scan, pulse)
     if damage is None and (error := log.first_error()) is not None:
         damage = VideoError("an undamaged video", f"damage in {path} ({error})", AGAIN, path=path)
     if damage is not None and not limits.keep_good_prefix:

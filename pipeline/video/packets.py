@@ -138,13 +138,15 @@ def has_exact_seek(container: Any, stream: Any, scan: PacketScan) -> bool:
     return container_can and as_declared and not (scan.unclear or scan.leading or scan.discards or scan.changes)
 
 
-def find_damage(path: Path, container: Any, stream: Any, scan: PacketScan) -> VideoError | None:
+def find_damage(
+    path: Path, container: Any, stream: Any, scan: PacketScan, pulse: Callable[[int], None]
+) -> VideoError | None:
     """What the container itself contradicts: damaged packets, fewer packets than declared, an early end."""
     if scan.corrupt:
         got = f"{path} with {scan.corrupt} damaged packets (a truncated copy?)"
         return VideoError("an undamaged video", got, AGAIN, path=path)
     if stream.frames > 0:
-        if stream.frames != scan.packets and stream.frames != _packets_behind_edits(path):
+        if stream.frames != scan.packets and stream.frames != _packets_behind_edits(path, pulse):
             expected, got = f"{stream.frames} frames as the file declares", f"{scan.packets} in {path}"
             return VideoError(expected, f"{got} (a truncated copy?)", AGAIN, path=path, frames=scan.packets)
         return None  # the declared length may cover what an edit list hides
@@ -160,12 +162,16 @@ def find_damage(path: Path, container: Any, stream: Any, scan: PacketScan) -> Vi
     return None
 
 
-def _packets_behind_edits(path: Path) -> int:
+def _packets_behind_edits(path: Path, pulse: Callable[[int], None]) -> int:
     """Number of packets with an mp4's edit list ignored, which hides some from the usual count."""
     import av
 
     with av.open(str(path), options={"ignore_editlist": "1"}) as container:
-        return sum(packet.size > 0 for packet in container.demux(video_stream(container)))
+        count = 0
+        for packet in container.demux(video_stream(container)):
+            count += packet.size > 0
+            pulse(count)
+        return count
 
 
 def declared_end(container: Any, stream: Any) -> tuple[float | None, float]:

@@ -148,6 +148,7 @@ GOOD: Mapping[str, Good] = {
     "vp9.webm": Good(VP9),
     "vp9_alt_ref.webm": Good("-c:v libvpx-vp9 -cpu-used 5 -auto-alt-ref 1 -lag-in-frames 16 -b:v 400k -g 12"),
     "vp9.mp4": Good(VP9),
+    "live.webm": Good(f"{VP9} -live 1"),
     "vp9_odd.webm": Good(VP9, size="97x63", bound=ROUNDED),
     "vp9_10bit.webm": Good(f"{VP9} -pix_fmt yuv420p10le -profile:v 2", bound=ROUNDED),
     "av1.mp4": Good(AV1),

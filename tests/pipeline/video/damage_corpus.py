@@ -159,6 +159,7 @@ DAMAGED: Mapping[str, Damaged] = {
     "cut_fragmented.mp4": Damaged("fragmented.mp4", cut(0.6), NOT_WHOLE),
     "cut.mkv": Damaged("h264.mkv", cut(0.6), "as the file declares|File ended", (8, 30)),
     "cut.webm": Damaged("vp9.webm", cut(0.6), "as the file declares|File ended", (8, 30)),
+    "cut_live.webm": Damaged("live.webm", cut(0.6), "File ended", (8, 30)),
     "cut.mov": Damaged("h264.mov", cut(0.6), "index is missing or damaged"),
     "cut.avi": Damaged("mpeg4.avi", cut(0.6), NOT_WHOLE, (8, 30)),
     "cut.flv": Damaged("h264.flv", cut(0.6), NOT_WHOLE),
