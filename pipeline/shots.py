@@ -149,12 +149,11 @@ def _palette(chroma: Floats, brightness: float) -> Floats:
 
 def _evidence(before: _Thumbnail, now: _Thumbnail) -> float:
     """Log-odds that two frames are from different shots."""
-    toned = np.empty((SIDE, SIDE), np.float32)  # the frame before, in the tones of this one
-    toned.ravel()[np.argsort(before.luma, axis=None, kind="stable")] = np.sort(now.luma, axis=None)
-    structure, shift = _correlation(toned, now.luma), (0, 0)
+    old, new = _same_tones(before.luma, now.luma)
+    structure, shift = _correlation(old, new), (0, 0)
     if structure < 0.9:
-        moved = _best_shift(toned, now.luma)
-        lined_up = _correlation(*_overlap(toned, now.luma, moved))
+        moved = _best_shift(old, new)
+        lined_up = _correlation(*_overlap(old, new, moved))
         if lined_up > structure:
             structure, shift = lined_up, moved
     place = _agreement(*_overlap(before.chroma, now.chroma, shift))
@@ -162,6 +161,17 @@ def _evidence(before: _Thumbnail, now: _Thumbnail) -> float:
     coloured = _STRUCTURE * structure + _PLACE * place + _PALETTE * palette + _CONSTANT
     share = min(1.0, max(before.colour, now.colour) / COLOURFUL)
     return share * coloured + (1 - share) * (_GREY_STRUCTURE * structure + _GREY_CONSTANT)
+
+
+def _same_tones(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Both in the tones of the flatter one (a flash or darkness has taken tones from it), rank for rank."""
+    orders = [np.argsort(luma, axis=None, kind="stable") for luma in (a, b)]
+    tones = [luma.ravel()[order] for luma, order in zip((a, b), orders, strict=True)]
+    flat_a, flat_b = (int(np.count_nonzero(np.diff(tone) < 0.01)) for tone in tones)
+    poorer = 0 if flat_a > flat_b else 1
+    toned = np.empty(a.shape, np.float32)
+    toned.ravel()[orders[1 - poorer]] = tones[poorer]
+    return (a, toned) if poorer == 0 else (toned, b)
 
 
 def _correlation(a: Floats, b: Floats) -> float:

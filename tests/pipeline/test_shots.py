@@ -76,7 +76,7 @@ def test_a_pan_over_a_busy_scene_is_no_cut_but_a_jump_is(step: tuple[int, int]) 
 
 
 @pytest.mark.parametrize(
-    "tone", [lambda x: x**9, lambda x: 1 - (1 - x) ** 9, lambda x: (6 * x).clip(0, 1), lambda x: x / 8]
+    "tone", [lambda x: x**9, lambda x: 1 - (1 - x) ** 9, lambda x: (30 * (x - 0.7)).clip(0, 1), lambda x: x / 8]
 )
 def test_another_tone_curve_is_no_cut(tone: Callable[[Any], Any]) -> None:
     picture = mosaic(5)
