@@ -54,7 +54,8 @@ class Masklet:
         """The first frame_index of every shot but the first, among the frames of the rows."""
         if self.shot_index_n is None:
             return np.zeros(0, np.int64)
-        return self.frame_index_n[1:][np.diff(self.shot_index_n) != 0]
+        found: NDArray[np.int64] = self.frame_index_n[1:][np.diff(self.shot_index_n) != 0]
+        return found
 
     @property
     def decision_code_n(self) -> NDArray[np.uint8]:
