@@ -101,34 +101,51 @@ def our_session(model: Any, clip: Clip, objects: list[list[FramePrompt]], **opti
     return session
 
 
-def random_tiny(size: int) -> Any:
-    """hiera_tiny at `size` px with random weights: speed does not depend on them."""
+def random_model(name: str, size: int, device: str = "cpu") -> Any:
+    """A registered architecture at `size` px with amplified random weights: no skill, but every path carries signal."""
     torch.manual_seed(0)
-    return build_model("sam2.1_hiera_tiny", {"image_size": size})
+    model = build_model(name, {"image_size": size})
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "pos_embed" in key or "no_obj" in key or key.endswith("gamma"):
+                parameter.normal_(std=0.3)
+            elif parameter.ndim > 1 and "image_encoder" not in key:
+                parameter.mul_(2.0)
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.add_(2.0)  # present on most frames
+    return model.to(device)
 
 
 # Wall ----------------------------------------------------------------------------------------------------------------
 
 
 def wall_rows(
-    name: str, model: Any, clip: Clip, counts: list[int], sides: dict[str, dict[str, Any]]
+    name: str,
+    model: Any,
+    clip: Clip,
+    counts: list[int],
+    sides: dict[str, dict[str, Any]],
+    precision: str = "float32",
 ) -> list[list[str]]:
     """One row per number of objects and side: ms per frame and the ratio to upstream (above 1: faster)."""
+    device = next(model.parameters()).device.type
     rows = []
     for count in counts:
         objects = clicks_on(clip.size, count)
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(precision, device):
             steppers: dict[str, Iterator[Any]] = {
                 "upstream": model.propagate_in_video(upstream_session(model, clip, objects))
             }
             for side, options in sides.items():
-                steppers[side] = our_session(model, clip, objects, reverse=False, **options).forward(clip)
+                session = our_session(model, clip, objects, reverse=False, precision=precision, **options)
+                steppers[side] = session.forward(clip)
             seconds: dict[str, list[float]] = {side: [] for side in steppers}
             for index in range(len(clip.frames)):
                 order = list(steppers) if index % 2 else list(reversed(steppers))
                 for side in order:
                     started = time.perf_counter()
                     next(steppers[side])
+                    if device == "cuda":
+                        torch.cuda.synchronize()
                     if index >= WARM_FRAMES:
                         seconds[side].append(time.perf_counter() - started)
         for side in steppers:
@@ -209,7 +226,7 @@ def matrix(size: int) -> dict[str, list[list[FramePrompt]]]:
 
 def separate_logits(model: Any, clip: Clip, prompts: list[FramePrompt], precision: str) -> dict[int, torch.Tensor]:
     """Upstream's logits by frame, in a session of this object alone."""
-    with torch.inference_mode(), autocast(precision):
+    with torch.inference_mode(), autocast(precision, next(model.parameters()).device.type):
         state = upstream_session(model, clip, [prompts])
         for _ in model.propagate_in_video(state):
             pass
@@ -217,8 +234,8 @@ def separate_logits(model: Any, clip: Clip, prompts: list[FramePrompt], precisio
     return {t: out["pred_masks"][0, 0].float() for part in parts for t, out in part.items()}
 
 
-def autocast(precision: str) -> Any:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+def autocast(precision: str, device: str = "cpu") -> Any:
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def identity_rows(name: str, model: Any, clip: Clip) -> list[list[str]]:
@@ -307,7 +324,13 @@ def main() -> None:
             ("sam2_nano", nano, make_clip(Path(name) / "nano", frames, nano.image_size))
         ]
         if not args.quick:
-            models.append(("hiera_tiny 512 px", random_tiny(512), make_clip(Path(name) / "tiny", frames, 512)))
+            models.append(
+                (
+                    "hiera_tiny 512 px",
+                    random_model("sam2.1_hiera_tiny", 512),
+                    make_clip(Path(name) / "tiny", frames, 512),
+                )
+            )
         run: list[tuple[str, Callable[[], None]]] = [
             ("identity", lambda: show(
                 f"free-running against separate upstream sessions, {frames} frames, {threads} threads",

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PropagationError
-from pipeline.propagate import FrameResult, Session
 from pipeline.prompts import FramePrompt
+from pipeline.propagate import FrameResult, Session
 
 from .conftest import Clip, box, click, mask, prompt_set
 
