@@ -1,7 +1,7 @@
 """How well objects that nobody prompted are found and followed: `python benchmarks/auto_prompts.py`.
 
 Prints the automatic prompter beside an oracle that clicks the true objects on the same frames, with and without second
-looks. The exam is fixed in auto_prompts.yaml; thresholds are chosen on other seeds: `--first 920000000 --set KEY=VALUE`.
+looks. The exam is fixed in auto_prompts.yaml; choose thresholds on other seeds: `--first 920000000 --set KEY=VALUE`.
 """
 
 from __future__ import annotations
