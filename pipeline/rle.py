@@ -15,6 +15,8 @@ from pipeline.errors import ShapeError
 # pycocotools' arrays do not know NumPy 2's `copy` yet; a process that turns warnings into errors must not fail for it.
 warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning, "pycocotools")
 
+BLOCK_PIXELS = 1 << 15
+
 
 @dataclass(frozen=True)
 class EncodedMask:
@@ -75,11 +77,13 @@ def _leb_counts(value: int) -> bytes:
 def encode_logits(low_hw: npt.NDArray[np.float32], height: int, width: int) -> EncodedMask:
     """Upsample low-resolution logits to the video's size, threshold at 0 and encode.
 
-    The transposed logits are upsampled, which gives Fortran order at once, so the encoder needs no copy.
+    Only the columns and rows that can hold a positive value are computed, in blocks that fit a cache, and of each block
+    only the ends of runs are kept: nothing of the video's size is ever made.
 
     Args:    low_hw: (h, w) float32 logits, SAM2's low-resolution grid.
              height, width: of the video, pixels.
-    Returns: the mask `interpolate(low_hw, (height, width), bilinear, align_corners=False) > 0`.
+    Returns: the mask `interpolate(low_hw, (height, width), bilinear, align_corners=False) > 0`, but for pixels whose
+             value is 0 within float32 rounding.
     Raises:  ShapeError if not 2-D, or the size is not positive.
     """
     if low_hw.ndim != 2 or low_hw.size == 0 or height < 1 or width < 1:
@@ -88,16 +92,57 @@ def encode_logits(low_hw: npt.NDArray[np.float32], height: int, width: int) -> E
             f"shape {low_hw.shape} and a video of {height} x {width}",
             "pass the logits of one mask",
         )
-    if not (low_hw > 0).any():  # bilinear weights are convex: nothing positive can come out
+    positive_hw = low_hw > 0
+    if not positive_hw.any():  # bilinear weights are convex: nothing positive can come out
         return empty_mask(height, width)
-    import torch
-    import torch.nn.functional as nnf
+    rows, columns = (
+        _reach(np.flatnonzero(positive_hw.any(1 - axis)), low_hw.shape[axis], size)
+        for axis, size in ((0, height), (1, width))
+    )
+    before_x, after_x, weight_x = _neighbours(low_hw.shape[1], width, columns)
+    before_y, after_y, weight_y = _neighbours(low_hw.shape[0], height, rows)
+    low_wh = np.ascontiguousarray(low_hw.T, dtype=np.float32)
+    step, ends = max(BLOCK_PIXELS // len(rows), 1), []
+    for start in range(0, len(columns), step):  # transposed: a block is some columns of the video, in COCO's order
+        block = slice(start, start + step)
+        wide_xh = low_wh[before_x[block]]
+        wide_xh += (low_wh[after_x[block]] - wide_xh) * weight_x[block, None]
+        value_xy = wide_xh.take(before_y, 1)
+        rise_xy = wide_xh.take(after_y, 1)
+        rise_xy -= value_xy
+        rise_xy *= weight_y
+        value_xy += rise_xy
+        inside_xy = np.zeros((len(value_xy), len(rows) + 2), bool)  # outside above and below, so that every run ends
+        np.greater(value_xy, 0, out=inside_xy[:, 1:-1])
+        x, y = np.nonzero(inside_xy[:, 1:] != inside_xy[:, :-1])
+        ends.append((x + columns[start]) * height + y + rows[0])
+    return _from_ends(np.concatenate(ends), height, width)
 
-    transposed_wh = torch.from_numpy(np.ascontiguousarray(low_hw.T, dtype=np.float32))
-    with torch.inference_mode():
-        up_wh = nnf.interpolate(transposed_wh[None, None], size=(width, height), mode="bilinear", align_corners=False)
-        mask_wh = (up_wh[0, 0] > 0).view(torch.uint8).numpy()
-    return _describe(coco.encode(mask_wh.T))
+
+def _reach(found: npt.NDArray[np.intp], low: int, size: int) -> range:
+    """Outputs of one axis that the positive inputs `found`, of `low`, can reach."""
+    scale = size / low
+    return range(
+        max(int((found[0] - 0.5) * scale - 0.5), 0), min(int(np.ceil((found[-1] + 1.5) * scale - 0.5)) + 1, size)
+    )
+
+
+def _neighbours(low: int, size: int, outputs: range) -> tuple[Any, Any, npt.NDArray[np.float32]]:
+    """For outputs of one axis, the inputs before and after, and the weight of the latter, with clamped edges."""
+    place = np.maximum((np.arange(outputs.start, outputs.stop) + 0.5) * (low / size) - 0.5, 0)
+    before = np.minimum(place.astype(np.int64), low - 1)
+    return before, np.minimum(before + 1, low - 1), (place - before).astype(np.float32)
+
+
+def _from_ends(ends: npt.NDArray[np.int64], height: int, width: int) -> EncodedMask:
+    """The mask whose runs begin and end, in turn, at these places in COCO's order."""
+    if len(ends) == 0:
+        return empty_mask(height, width)
+    joined = np.flatnonzero(ends[1:] == ends[:-1])  # a run that goes on at the top of the next column
+    ends = np.delete(ends, np.r_[joined, joined + 1])
+    total = height * width
+    runs = np.diff(np.r_[0, ends, total] if ends[-1] < total else np.r_[0, ends])
+    return _describe(coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
 
 
 def decode(counts: bytes, height: int, width: int) -> npt.NDArray[np.bool_]:

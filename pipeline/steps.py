@@ -62,8 +62,8 @@ def fastest_group(model: Any, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return GPU_GROUP
-    tokens = model.num_maskmem * model.sam_image_embedding_size**2
-    return min(max(CPU_GROUP_BYTES // (4 * tokens * model.hidden_dim), 1), CPU_GROUP)
+    key_bytes = int(4 * model.num_maskmem * model.sam_image_embedding_size**2 * model.hidden_dim)
+    return min(max(CPU_GROUP_BYTES // key_bytes, 1), CPU_GROUP)
 
 
 class Steps:

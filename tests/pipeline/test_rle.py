@@ -53,14 +53,39 @@ def test_the_empty_mask_is_what_pycocotools_writes(height: int, width: int) -> N
     assert rle.iou(written, absent.counts, height, width) == 1.0
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 7), (37, 53), (240, 320), (479, 853)])
+def assert_is_the_upsampled(low_hw: np.ndarray, height: int, width: int) -> None:
+    """The mask of plain bilinear upsampling, but where that is 0 within rounding, in pycocotools' own form."""
+    low_11hw = torch.from_numpy(low_hw)[None, None].double()
+    plain_hw = torch.nn.functional.interpolate(low_11hw, (height, width), mode="bilinear")[0, 0].numpy()
+    encoded = rle.encode_logits(low_hw, height, width)
+    got_hw = rle.decode(encoded.counts, height, width)
+    wrong_hw = got_hw != (plain_hw > 0)
+    assert (np.abs(plain_hw[wrong_hw]) <= 1e-5 * np.abs(low_hw).max()).all()
+    assert encoded == rle.encode_mask(got_hw)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 7), (37, 53), (240, 320), (479, 853), (720, 1280)])
 @pytest.mark.parametrize("seed", range(3))
-def test_upsampling_the_transpose_gives_the_mask_of_the_plain_way(height: int, width: int, seed: int) -> None:
-    low_hw = np.random.default_rng(seed).normal(size=(64, 64)).astype(np.float32) * 8
-    plain = torch.nn.functional.interpolate(torch.from_numpy(low_hw)[None, None], (height, width), mode="bilinear")
-    plain_hw = plain[0, 0].numpy() > 0
-    got_hw = rle.decode(rle.encode_logits(low_hw, height, width).counts, height, width)
-    assert np.array_equal(got_hw, plain_hw)
+def test_logits_give_the_mask_of_plain_upsampling(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise_hw = rng.normal(size=(64, 64)).astype(np.float32) * 8
+    assert_is_the_upsampled(noise_hw, height, width)
+    y, x = np.mgrid[:64, :64]
+    blob_hw = (rng.uniform(2, 20) - np.hypot(y - rng.uniform(0, 64), x - rng.uniform(0, 64))).astype(np.float32)
+    assert_is_the_upsampled(blob_hw, height, width)
+    assert_is_the_upsampled(np.ones((64, 64), np.float32), height, width)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.floats(-50, 50, width=32)
+    ),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
+def test_logits_of_any_shape_give_the_mask_of_plain_upsampling(low_hw: np.ndarray, height: int, width: int) -> None:
+    assert_is_the_upsampled(low_hw, height, width)
 
 
 def test_iou_of_an_empty_and_a_full_mask_is_zero() -> None:
