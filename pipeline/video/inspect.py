@@ -100,7 +100,7 @@ def _inspect(path: Path, container: Any, limits: Limits, pulse: Pulse, log: Liba
         index, damage = _index_by_decoding(path, fps, limits, pulse, damage)
     else:
         index = FrameIndex(np.array(scan.pts, np.int64), scan.time_base, True, np.zeros(1, np.int64))
-    if has_exact_seek(container, stream, scan) and index.exact:
+    if damage is None and index.exact and has_exact_seek(container, stream, scan):  # a seek may run into damage
         index = index.with_entries(scan.entries)
     if damage is not None and decoder == "decord":
         decoder, reason = "pyav", "damaged: only the frames before it are read"

@@ -169,7 +169,7 @@ DAMAGED: Mapping[str, Damaged] = {
     "middle.mp4": Damaged("h264.mp4", noise(0.5, 600), "damage", (6, 20)),
     "middle_hevc.mp4": Damaged("hevc.mp4", noise(0.5, 600), "damage", (6, 20)),
     "middle_vp9.mp4": Damaged("vp9.mp4", noise(0.5, 1500), "damage", (6, 20)),
-    "middle_av1.mp4": Damaged("av1.mp4", noise(0.5, 1500), "damage", (6, 20)),
+    "middle_av1.mp4": Damaged("av1.mp4", noise(0.5, 1500), "damage", (6, 24)),
     "middle.mkv": Damaged("h264.mkv", noise(0.5, 600), "damage", (6, 20)),
     "middle.ts": Damaged("h264_b.ts", noise(0.5, 600), "damage", (6, 20)),
     "middle.avi": Damaged("mpeg4.avi", noise(0.5, 1500), "damage", (6, 20)),
