@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -170,7 +170,16 @@ def parse_prompts(data: bytes | Mapping[str, Any], *, source: str, base_dir: Pat
         if before.object_id == after.object_id:
             got = f"object_id {after.object_id} twice in {source}"
             raise PromptError("each object_id once", got, "merge their prompts or number one anew")
-    found = tuple(objects)
+    return prompt_set(objects, source)
+
+
+def prompt_set(objects: Iterable[ObjectPrompts], source: str) -> PromptSet:
+    """Objects of one video as a set, with the hash of their content.
+
+    Args:    objects: each object_id once, each with its frames ascending.
+             source: where they came from, for messages.
+    """
+    found = tuple(sorted(objects, key=lambda one: one.object_id))
     return PromptSet(found, hashlib.sha256(_canonical(found).encode()).hexdigest(), source)
 
 

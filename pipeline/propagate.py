@@ -21,6 +21,7 @@ from usam.capture import TokenCapture
 
 if TYPE_CHECKING:
     from pipeline.prompts import ObjectPrompts, PromptSet
+    from pipeline.stored_masks import StoredMasks
 
 __all__ = ["Discover", "Features", "FrameLike", "FrameResult", "ReadFrame", "Session"]
 
@@ -152,6 +153,23 @@ class Session:
         session = cls(model, prompts, video_hw, num_frames, **options)
         put_state(session, state)
         return session
+
+    @classmethod
+    def resume(
+        cls,
+        model: Any,
+        prompts: PromptSet,
+        stored: StoredMasks,
+        t: int,
+        read: ReadFrame,
+        video_hw: tuple[int, int],
+        num_frames: int,
+        **options: Any,
+    ) -> Session:
+        """A session that goes forward from frame `t` of a finished video; see `pipeline.resume.resume_session`."""
+        from pipeline.resume import resume_session
+
+        return resume_session(model, prompts, stored, t, read, video_hw, num_frames, **options)
 
     def state_bytes(self) -> int:
         """Bytes of tensor storage held for all objects, each storage counted once, image features not included."""
