@@ -1,9 +1,10 @@
 """What the whole job costs over bare propagation, and whether memory grows with the video.
 
-`python benchmarks/end_to_end.py [--video FILE] [--runs 5]` prints two tables. All sides work on the same frames in one
-run, alternating; ratios are medians. The whole job is measured with its defaults, and without the pictures of the
-review list. Memory is the peak of the proportional set size (PSS) of the labelling process and its decoder together,
-for the clip and for the same clip looped five times.
+`python benchmarks/end_to_end.py [--video FILE] [--runs 5] [--seconds 2] [--model hiera_tiny_512] [--objects 2]` prints
+one table, and without options a second one. All sides work on the same frames in one run, alternating; ratios are
+medians. The whole job is measured with its defaults, and without the pictures of the review list. Memory is the peak of
+the proportional set size (PSS) of the labelling process and its decoder together, for the clip and for the same clip
+looped five times.
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ import av
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from propagate import random_model
+
 from pipeline.label import label_video, torch_threads
-from pipeline.models import load_model
+from pipeline.models import LoadedModel, load_model
 from pipeline.nano.clips import render_clip
-from pipeline.prompts import load_prompts
+from pipeline.prompts import PromptSet, load_prompts, prompt_set
 from pipeline.propagate import Session
 from pipeline.render.film import FilmWriter
 from pipeline.settings import Settings, load_settings
 from pipeline.video.probe import probe_video
+from pipeline.video.sample import Sample
 from pipeline.video.stream import FrameStream
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data/clips/cups.mp4"
@@ -56,17 +62,22 @@ def loop_video(source: Path, target: Path, times: int) -> None:
                 shift += end
 
 
-def bare_seconds(video: Path, settings: Settings) -> float:
+def chosen_model(name: str) -> LoadedModel:
+    """sam2_nano, or hiera_tiny at 512 px with random weights."""
+    if name == "sam2_nano":
+        return load_model(name)
+    model = random_model("sam2.1_hiera_tiny", 512)
+    return LoadedModel(name, model, 512, name, None, "cpu", Path(name))
+
+
+def bare_seconds(video: Path, prompts: PromptSet, settings: Settings, loaded: LoadedModel) -> float:
     """Wall of propagation alone: frames at model size in memory, no scoring, no masks at video size, no files."""
-    loaded = load_model(settings.model.name)
     info = probe_video(video, settings.decode)
-    prompts = load_prompts(video.with_name(video.stem + ".prompts.json"))
-    with FrameStream(info, settings.decode, resize=loaded.image_size) as stream:
-        frames = list(stream)
+    sample = Sample.of(info, settings.decode, prompts)
+    with FrameStream(info, settings.decode, resize=loaded.image_size, indices=sample.indices) as stream:
+        frames = list(sample.frames(stream))
     started = time.perf_counter()
-    session = Session(
-        loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False, keep_tokens=False
-    )
+    session = Session(loaded.model, prompts, (info.height, info.width), len(frames), reverse=False, keep_tokens=False)
     with torch_threads(settings, loaded):  # the same thread count on both sides
         session.prepare(lambda index: frames[index].rgb_hw3)
         for _ in session.forward(frames):
@@ -74,10 +85,8 @@ def bare_seconds(video: Path, settings: Settings) -> float:
     return time.perf_counter() - started
 
 
-def whole_seconds(video: Path, settings: Settings, out: Path) -> float:
+def whole_seconds(video: Path, prompts: PromptSet, settings: Settings, loaded: LoadedModel, out: Path) -> float:
     """Wall of `label_video`: hash, probe, decode, propagate, score, encode, commit, derive, review pictures."""
-    loaded = load_model(settings.model.name)
-    prompts = video.with_name(video.stem + ".prompts.json")
     started = time.perf_counter()
     label_video(str(video), prompts, str(out), settings, model=loaded)
     return time.perf_counter() - started
@@ -137,38 +146,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", type=Path, default=SHARED if SHARED.exists() else None)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, help="of the video; all of it if left out")
+    parser.add_argument("--objects", type=int, help="how many of the prompted objects; all if left out")
+    parser.add_argument("--model", choices=("sam2_nano", "hiera_tiny_512"), default="sam2_nano")
     args = parser.parse_args()
-    plain = load_settings(None, {"output.review_frames": False})
-    settings = load_settings()
+    settings = load_settings(None, {"decode.end_seconds": args.seconds})
+    plain = load_settings(None, {"decode.end_seconds": args.seconds, "output.review_frames": False})
+    loaded = chosen_model(args.model)
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video: Path = args.video or synthetic(folder)
+        found = load_prompts(video.with_name(video.stem + ".prompts.json"))
+        prompts = prompt_set(found.objects[: args.objects], found.source)
         info = probe_video(video, settings.decode)
+        frames = len(Sample.of(info, settings.decode, prompts))
         runs = [
             (
-                bare_seconds(video, settings),
-                whole_seconds(video, settings, folder / f"out{run}"),
-                whole_seconds(video, plain, folder / f"plain{run}"),
+                bare_seconds(video, prompts, settings, loaded),
+                whole_seconds(video, prompts, settings, loaded, folder / f"out{run}"),
+                whole_seconds(video, prompts, plain, loaded, folder / f"plain{run}"),
             )
             for run in range(args.runs)
         ]
-        title = f"whole job over bare propagation: {video.name}, {info.num_frames} frames, {os.cpu_count()} cores"
+        title = (
+            f"whole job over bare propagation: {loaded.name}, {video.name}, {frames} frames, "
+            f"{len(prompts.objects)} objects, {os.cpu_count()} cores"
+        )
         table = Table(title=title)
         for column in ("run", "bare s", "whole s", "ratio", "frames/s", "without pictures s", "ratio", "frames/s"):
             table.add_column(column, justify="right")
         for run, (bare, whole, without) in enumerate(runs):
             cells = [f"{bare:.2f}"]
             for seconds in (whole, without):
-                cells += [f"{seconds:.2f}", f"{seconds / bare:.3f}", f"{info.num_frames / seconds:.1f}"]
+                cells += [f"{seconds:.2f}", f"{seconds / bare:.3f}", f"{frames / seconds:.1f}"]
             table.add_row(str(run), *cells)
         middle = ["median", ""]
         for side in (1, 2):
             ratio = statistics.median(one[side] / one[0] for one in runs)
-            rate = statistics.median(info.num_frames / one[side] for one in runs)
+            rate = statistics.median(frames / one[side] for one in runs)
             middle += ["", f"{ratio:.3f}", f"{rate:.1f}"]
         table.add_row(*middle)
         console.print(table)
+        if args.model != "sam2_nano" or args.seconds:
+            return
 
         looped = folder / f"looped{video.suffix}"
         loop_video(video, looped, 5)
