@@ -19,14 +19,15 @@ FADED = 0.5  # a frame with less than this share of the reference's spread is on
 WASHED = 215.0  # mean luma, grey levels, above which a frame that lost its spread may be a flash
 FLASH = 2  # washed-out frames in a row that are taken for one
 PATIENCE = 15  # faded frames in a row before the faint picture is taken as the scene's new look
-BAR = 6.5  # how far above the recent unrest a cut stands out, in the unit of the evidence
+BAR = 7.3  # how far above the recent unrest a cut stands out, in the unit of the evidence
 
-# Logistic regression of "these two frames are from different shots" on the three likenesses; fitted on synthetic clips
+# Logistic regression of "these two frames are from different shots" on three likenesses and on how far the picture had
+# to be moved (what is alike by chance lies anywhere); fitted on synthetic clips
 # and two real ones, with noise, compression, flashes, fades, pans and strides; the exam in `benchmarks/shots.py` has
 # other clips.
-_STRUCTURE, _PLACE, _PALETTE, _CONSTANT = -12.1, -6.2, 7.5, 5.1
-_GREY_STRUCTURE, _GREY_CONSTANT = -18.2, 9.5  # where there is no colour to compare
-COLOURFUL = 6.0  # strength of colour, grey levels, from which the first four hold alone
+_STRUCTURE, _PLACE, _PALETTE, _MOVED, _CONSTANT = -10.2, -6.3, 8.7, 3.3, 1.2
+_GREY_STRUCTURE, _GREY_MOVED, _GREY_CONSTANT = -13.0, 5.4, 2.8  # where there is no colour to compare
+COLOURFUL = 6.0  # strength of colour, grey levels, from which the first line holds alone
 
 _LUMA_3 = np.array([0.299, 0.587, 0.114], np.float32)
 _NOISE = 2.0  # variance, squared grey levels, that is no evidence
@@ -118,10 +119,18 @@ class _Thumbnail:
         self.sums = sums
         rgb = sums.astype(np.float32) / 4
         self.luma = rgb @ _LUMA_3
-        self.mean, self.spread = float(self.luma.mean()), float(self.luma.std())
+        self.mean = float(self.luma.mean())
+        self.spread = _strength(self.luma - self.mean)
+        self.order = np.argsort(self.luma, axis=None, kind="stable")
+        self.tones = self.luma.ravel()[self.order]
+        self.flat = int(np.count_nonzero(self.tones[1:] - self.tones[:-1] < 0.01))
         self.chroma = rgb[..., ::2] - self.luma[..., None]
-        self.colour = float(np.sqrt(np.square(self.chroma).mean()))
+        self.colour = _strength(self.chroma)
         self.palette = _palette(self.chroma, self.mean)
+
+
+def _strength(field: Floats) -> float:
+    return math.sqrt(float(np.vdot(field, field)) / field.size)
 
 
 def _sums(rgb_hw3: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -149,29 +158,32 @@ def _palette(chroma: Floats, brightness: float) -> Floats:
 
 def _evidence(before: _Thumbnail, now: _Thumbnail) -> float:
     """Log-odds that two frames are from different shots."""
-    old, new = _same_tones(before.luma, now.luma)
-    structure, shift = _correlation(old, new), (0, 0)
-    if structure < 0.9:
-        moved = _best_shift(old, new)
-        lined_up = _correlation(*_overlap(old, new, moved))
-        if lined_up > structure:
-            structure, shift = lined_up, moved
-    place = _agreement(*_overlap(before.chroma, now.chroma, shift))
+    old, new = _same_tones(before, now)
     palette = 0.5 * float(np.abs(before.palette - now.palette).sum())
-    coloured = _STRUCTURE * structure + _PLACE * place + _PALETTE * palette + _CONSTANT
     share = min(1.0, max(before.colour, now.colour) / COLOURFUL)
-    return share * coloured + (1 - share) * (_GREY_STRUCTURE * structure + _GREY_CONSTANT)
+
+    def odds(structure: float, place: float, moved: float) -> float:
+        coloured = _STRUCTURE * structure + _PLACE * place + _PALETTE * palette + _MOVED * moved + _CONSTANT
+        grey = _GREY_STRUCTURE * structure + _GREY_MOVED * moved + _GREY_CONSTANT
+        return share * coloured + (1 - share) * grey
+
+    structure = _correlation(old, new)
+    still = odds(structure, _agreement(before.chroma, now.chroma), 0.0)
+    if still < -BAR:  # neither a cut nor unrest: no need to line up
+        return still
+    shift = _best_shift(old, new)
+    lined_up = _correlation(*_overlap(old, new, shift))
+    if lined_up <= structure:
+        return still
+    return odds(lined_up, _agreement(*_overlap(before.chroma, now.chroma, shift)), math.hypot(*shift) / REACH)
 
 
-def _same_tones(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Both in the tones of the flatter one (a flash or darkness has taken tones from it), rank for rank."""
-    orders = [np.argsort(luma, axis=None, kind="stable") for luma in (a, b)]
-    tones = [luma.ravel()[order] for luma, order in zip((a, b), orders, strict=True)]
-    flat_a, flat_b = (int(np.count_nonzero(np.diff(tone) < 0.01)) for tone in tones)
-    poorer = 0 if flat_a > flat_b else 1
-    toned = np.empty(a.shape, np.float32)
-    toned.ravel()[orders[1 - poorer]] = tones[poorer]
-    return (a, toned) if poorer == 0 else (toned, b)
+def _same_tones(a: _Thumbnail, b: _Thumbnail) -> tuple[Floats, Floats]:
+    """Luma of both in the tones of the flatter one (a flash or darkness has taken tones from it), rank for rank."""
+    richer, poorer = (b, a) if a.flat > b.flat else (a, b)
+    toned = np.empty(richer.luma.shape, np.float32)
+    toned.ravel()[richer.order] = poorer.tones
+    return (a.luma, toned) if poorer is a else (toned, b.luma)
 
 
 def _correlation(a: Floats, b: Floats) -> float:

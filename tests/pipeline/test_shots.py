@@ -99,7 +99,7 @@ def test_a_restless_shot_raises_the_bar(monkeypatch: pytest.MonkeyPatch) -> None
     calm, restless = [-9.0] * 8, [-3.0] * 8
     assert last_is_cut([*calm, 1.0])
     assert not last_is_cut([*restless, 1.0])
-    assert last_is_cut([*restless, 4.0])
+    assert last_is_cut([*restless, 5.0])
     assert last_is_cut([*restless, *calm, 1.0])  # unrest is forgotten
 
 
