@@ -180,8 +180,6 @@ def _replay(session: Session, stored: StoredMasks, t: int, read: ReadFrame) -> N
 
 def _agree(result: FrameResult, mask: StoredMask) -> bool:
     assert result.logits_hw is not None
-    if (result.visibility == "visible") != mask.present:
-        return False
     made = rle.encode_logits(result.logits_hw.float().cpu().numpy(), mask.height, mask.width)
     return rle.iou(made.counts, mask.counts, mask.height, mask.width) >= AGREE_IOU
 
