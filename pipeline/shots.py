@@ -20,6 +20,7 @@ WASHED = 215.0  # mean luma, grey levels, above which a frame that lost its spre
 FLASH = 2  # washed-out frames in a row that are taken for one
 PATIENCE = 15  # faded frames in a row before the faint picture is taken as the scene's new look
 BAR = 7.3  # how far above the recent unrest a cut stands out, in the unit of the evidence
+CALM, LOW_BAR = -9.0, -2.5  # after frames that were all calmer than the one, the other is enough
 
 # Logistic regression of "these two frames are from different shots" on three likenesses and on how far the picture had
 # to be moved (what is alike by chance lies anywhere); fitted on synthetic clips
@@ -41,9 +42,9 @@ class ShotDetector:
 
     Two frames are compared by the correlation of their luma after lining them up (pans) and matching their tones
     (exposure, flashes, fades), by the agreement of hue at each place, and by their palettes. Colour is compared
-    without its strength; where there is none, structure alone decides. A restless shot raises the bar. A blank
-    frame says nothing and the picture after it is compared with the one before it, so a flash is no cut, and a fade
-    through black is one if another scene follows. Dissolves are not found.
+    without its strength; where there is none, structure alone decides. A restless shot raises the bar, a calm one
+    lowers it. A blank frame says nothing and the picture after it is compared with the one before it, so a flash is no
+    cut, and a fade through black is one if another scene follows. Dissolves are not found.
 
     Args:
         threshold: how sure the comparison must be, in (0, 1); higher finds fewer cuts.
@@ -78,14 +79,19 @@ class ShotDetector:
             return False
         self._washed = 0
         evidence = _evidence(before, now)
-        unrest = float(np.median(self._recent)) + BAR if self._recent else 0.0
-        cut = evidence > self._floor + max(0.0, unrest)
+        cut = evidence > self._floor + self._bar()
         if not cut:
             self._recent.append(evidence)
         self._faded = self._faded + 1 if faint and not cut else 0
         if not 0 < self._faded <= PATIENCE:
             self._reference, self._faded = now, 0
         return bool(cut)
+
+    def _bar(self) -> float:
+        """The evidence that is asked for: a jump out of a calm shot tells more than one in a restless shot."""
+        if len(self._recent) > 2 and max(self._recent) < CALM:
+            return LOW_BAR
+        return max(0.0, float(np.median(self._recent)) + BAR) if self._recent else 0.0
 
     def state(self) -> dict[str, Any]:
         """What the next decision depends on, as numbers and lists (about 3,000 of them)."""

@@ -90,13 +90,16 @@ def test_cuts_are_found_without_colour() -> None:
     assert cuts(np.stack(grey).repeat(2, 0)) == [2, 4, 6, 8, 10, 12, 14]
 
 
-def test_a_restless_shot_raises_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restless_shot_raises_the_bar_and_a_calm_one_lowers_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def last_is_cut(evidence: list[float]) -> bool:
         script = iter(evidence)
         monkeypatch.setattr("pipeline.shots._evidence", lambda before, now: next(script))
         return cuts(np.repeat(mosaic(1)[None], len(evidence) + 1, 0)) == [len(evidence)]
 
-    calm, restless = [-9.0] * 8, [-3.0] * 8
+    still, calm, restless = [-12.0] * 8, [-9.0] * 8, [-3.0] * 8
+    assert last_is_cut([*still, -1.0])
+    assert not last_is_cut([*still[:7], -8.0, -1.0])
+    assert not last_is_cut([*calm, -1.0])
     assert last_is_cut([*calm, 1.0])
     assert not last_is_cut([*restless, 1.0])
     assert last_is_cut([*restless, 5.0])
