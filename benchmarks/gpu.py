@@ -116,7 +116,7 @@ def main() -> None:
             for precision in ("float32", "bfloat16"):
                 show(
                     f"wall per frame, encoder included, {precision}; ratio above 1: faster than upstream",
-                    ["model", "objects", "side", "ms", "ratio"],
+                    ["model", "CPU threads", "objects", "side", "ms", "ratio"],
                     wall_rows(name, model, clip, counts, {"exact": {"exact": True}, "default": {}}, precision),
                 )
             show(
