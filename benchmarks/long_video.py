@@ -67,8 +67,9 @@ def main() -> None:
         report = json.loads(child.stdout.read())
     wall = samples[-1][0]
     table = Table(
-        title=f"{clip.name} looped to {info.duration_seconds:.0f} s, {info.width}x{info.height}: {args.objects} objects, "
-        f"{report['frames']} frames, {report['rows']} rows, {report['frames'] / report['wall_seconds']:.1f} frames/s"
+        title=f"{clip.name} looped to {info.duration_seconds:.0f} s, {info.width}x{info.height}: "
+        f"{args.objects} objects, {report['frames']} frames, {report['rows']} rows, "
+        f"{report['frames'] / report['wall_seconds']:.1f} frames/s"
     )
     table.add_column("tenth of the run", justify="right")
     table.add_column("peak PSS, MiB", justify="right")
