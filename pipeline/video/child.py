@@ -70,19 +70,33 @@ def _frames(job: Job) -> Iterator[Decoded]:
     return read_pyav(job)
 
 
+def decoded_frames(job: Job) -> Iterator[Decoded]:
+    """What the decoder gives out, up to the last frame that is wanted; None for the pixels of the others.
+
+    Raises: VideoError of the decoder, or for a frame of another size than the ring's.
+    """
+    if job.indices is not None and not job.indices.size:
+        return
+    last = None if job.indices is None else int(job.indices[-1])
+    for index, pts_seconds, rgb_hw3 in _frames(job):
+        if rgb_hw3 is None or not job.wants(index):
+            yield index, pts_seconds, None
+        elif rgb_hw3.shape != (job.height, job.width, 3):
+            expected = f"frames of {job.width}x{job.height} throughout"
+            got = f"{rgb_hw3.shape[1]}x{rgb_hw3.shape[0]} at frame {index} of {job.path}"
+            raise VideoError(expected, got, "encode the video at one size", path=job.path, frame=index)
+        else:
+            yield index, pts_seconds, rgb_hw3
+        if index == last:
+            return
+
+
 def _deliver(job: Job, ring: FrameRing, connection: Connection) -> None:
     free = SlotCounter(connection, job.slots, stand_still=job.decoder == "decord")
-    last = max(job.indices, default=-1) if job.indices is not None else None
     delivered = 0
-    if last == -1:
-        return
     spoke = time.monotonic()
-    for index, pts_seconds, rgb_hw3 in _frames(job):
-        if rgb_hw3 is not None and job.wants(index):
-            if rgb_hw3.shape != (job.height, job.width, 3):
-                expected = f"frames of {job.width}x{job.height} throughout"
-                got = f"{rgb_hw3.shape[1]}x{rgb_hw3.shape[0]} at frame {index} of {job.path}"
-                raise VideoError(expected, got, "encode the video at one size", path=job.path, frame=index)
+    for index, pts_seconds, rgb_hw3 in decoded_frames(job):
+        if rgb_hw3 is not None:
             free.take()
             slot = delivered % job.slots
             ring.view(slot)[:] = rgb_hw3
@@ -92,5 +106,3 @@ def _deliver(job: Job, ring: FrameRing, connection: Connection) -> None:
         elif time.monotonic() - spoke > HEARTBEAT_SECONDS:  # frames that nobody wants take time too
             connection.send(("skipped", index))
             spoke = time.monotonic()
-        if index == last:
-            return

@@ -17,7 +17,6 @@ from pipeline.errors import VideoError
 STDERR_FD = 2
 LOG_LINE = re.compile(rb"^\[(?P<who>[\w,. ]+) @ 0x[0-9a-f]+\] *(?P<text>.*)$", re.MULTILINE)
 DECORD_RECOVERY = re.compile(rb"more than \d+ frames corrupted and recovered")
-READ_BYTES = 4096
 AGAIN = "copy or download it again, or encode it again; decode.on_damage=keep_good_prefix labels what comes before"
 
 
@@ -44,11 +43,12 @@ class LibavLog:
 
         Args: besides: a codec whose errors do not count this time.
         """
-        size = os.fstat(STDERR_FD).st_size
-        if size == self._read:
+        waiting = os.fstat(STDERR_FD).st_size - self._read
+        if not waiting:
             return None
-        new = os.pread(STDERR_FD, min(size - self._read, READ_BYTES), self._read)
-        self._read = size
+        new = os.pread(STDERR_FD, waiting, self._read)
+        new = new[: new.rfind(b"\n") + 1]  # libav writes a line in pieces: an unfinished one waits for the next look
+        self._read += len(new)
         for found in LOG_LINE.finditer(new):
             who, text = found["who"].decode(), found["text"].decode(errors="replace")
             if who not in self.ignored and who != besides:

@@ -24,7 +24,7 @@ def read_decord(job: Job) -> Iterator[Decoded]:
     seconds_n = None if job.index is None else job.index.seconds()
     counted = f"{job.num_frames} frames as the probe counted"
     try:
-        reader = decord.VideoReader(str(job.path), num_threads=1)
+        reader = decord.VideoReader(str(job.path.absolute()), num_threads=1)
         if len(reader) != job.num_frames:
             raise VideoError(
                 counted, f"{len(reader)} by decord in {job.path}", AGAIN, path=job.path, frames=len(reader)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+
+SEEK_GAIN_FRAMES = 16  # a seek costs about as much as so many frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,20 @@ class FrameIndex:
     def entry(self, index: int) -> int:
         """The last frame, not after `index`, from which decoding may begin."""
         return int(self.entries_n[np.searchsorted(self.entries_n, index, side="right") - 1])
+
+    def stretches(self, wanted_n: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """The fewest frames to decode for some that are wanted: (first, end) frame_index of each stretch.
+
+        A stretch begins at an entry; a new one begins where an entry saves decoding.
+
+        Args: wanted_n: (n,) int64 frame_index, ascending.
+        """
+        if not wanted_n.size:
+            return
+        entries_n = self.entries_n[np.searchsorted(self.entries_n, wanted_n, side="right") - 1]
+        gaps = np.flatnonzero(entries_n[1:] > wanted_n[:-1] + SEEK_GAIN_FRAMES) + 1
+        for first, last in zip([0, *gaps], [*(gaps - 1), -1], strict=True):
+            yield int(entries_n[first]), int(wanted_n[last]) + 1
 
     def with_entries(self, ticks: Iterable[int]) -> FrameIndex:
         """The same index, with the frames of these times as entries."""

@@ -17,7 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import VideoError
+from pipeline.video.containers import open_container, require_container
 from pipeline.video.damage import AGAIN, LibavLog, other_codecs
+from pipeline.video.h264 import may_be_interlaced
 from pipeline.video.index import FrameIndex, count_at_rate
 from pipeline.video.orientation import orientation
 from pipeline.video.packets import PacketScan, find_damage, has_exact_seek, is_countable, scan_packets, video_stream
@@ -26,6 +28,8 @@ from pipeline.video.process import enter_child
 from pipeline.video.pyav import checked_frames, open_video
 
 DECORD_CODECS = ("h264",)  # on VP9 it cannot be told from packets that the size changes, and decord would rescale
+# Known by their first bytes, so that decord's own libav, which takes no whitelist, cannot see a list of files in them.
+DECORD_CONTAINERS = ("mov", "matroska", "avi", "flv")
 HEARTBEAT_SECONDS = 0.5
 
 Pulse = Callable[[int], None]
@@ -56,12 +60,15 @@ def inspect_video(path: Path, limits: Limits, pulse: Pulse) -> VideoInfo:
     LibavLog.listen()
     log = LibavLog()
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             return _inspect(path, container, limits, pulse, log)
     except av.EOFError as error:
         got = f"{path}, which ends before its first frame"
         raise VideoError("a video with at least one frame", got, "copy or encode it again", path=path) from error
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
+        said = log.first_error() or ""
+        if "not on whitelist" in said:
+            require_container(path, said.partition(":")[0])
         raise VideoError(
             "a readable video", _describe_unreadable(path, error), "check the file or encode it again", path=path
         ) from error
@@ -223,11 +230,13 @@ def _unfit_for_decord(container: Any, stream: Any, first: Any, scan: PacketScan,
         return f"codec {codec.name} is not {' or '.join(DECORD_CODECS)}"
     if "mpegts" in container.format.name:
         return "MPEG-TS"
+    if not any(name in container.format.name for name in DECORD_CONTAINERS):
+        return f"container {container.format.name}"
     if first.format.name != "yuv420p":
         return f"pixel format {first.format.name}"
     if first.color_range == 2:  # full range under a limited-range name
         return "full colour range"
-    if first.interlaced_frame:
+    if first.interlaced_frame or may_be_interlaced(bytes(codec.extradata or b"")):
         return "interlaced"
     if first.width < 32 or first.height < 32:
         return f"tiny size {first.width}x{first.height}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import VideoError
+from pipeline.video.containers import open_container
 from pipeline.video.damage import AGAIN
 
 ENTRY_NALS = {"h264": range(5, 6), "hevc": range(16, 24)}  # IDR; IRAP, whose leading pictures are counted apart
@@ -164,9 +165,7 @@ def find_damage(
 
 def _packets_behind_edits(path: Path, pulse: Callable[[int], None]) -> int:
     """Number of packets with an mp4's edit list ignored, which hides some from the usual count."""
-    import av
-
-    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+    with open_container(path, {"ignore_editlist": "1"}) as container:
         count = 0
         for packet in container.demux(video_stream(container)):
             count += packet.size > 0

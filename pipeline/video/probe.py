@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,6 +58,17 @@ class VideoInfo:
     mirrored: bool = False
     damage: str | None = None
     index: FrameIndex | None = field(default=None, repr=False, compare=False)
+
+    def for_frames(self, indices: Sequence[int] | NDArray[np.int64] | None) -> VideoInfo:
+        """The same video with the decoder that reads these frames: PyAV where a seek pays, as decord's are not exact.
+
+        Args: indices: frame_index, ascending; None for all frames.
+        """
+        if indices is None or self.index is None or self.decoder == "pyav":
+            return self
+        if any(begin for begin, _ in self.index.stretches(np.asarray(indices, np.int64))):
+            return replace(self, decoder="pyav", decoder_reason="a seek passes over frames that are not wanted")
+        return self
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import VideoError
+from pipeline.video.containers import open_container
 from pipeline.video.damage import AGAIN, FrameCheck, LibavLog, other_codecs
 from pipeline.video.job import Decoded, Job
 from pipeline.video.orientation import Orientation
@@ -25,9 +26,7 @@ STRICT_CODECS = ("av1",)
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     """A container and its video stream, with one decoding thread: several do not meet damage the same way twice."""
-    import av
-
-    with av.open(str(path)) as container:
+    with open_container(path) as container:
         stream = video_stream(container)
         if stream is None:
             raise VideoError("a file with a video stream", f"none in {path}", "name a video")
@@ -89,7 +88,8 @@ def read_pyav(job: Job) -> Iterator[Decoded]:
             if index >= (job.num_frames if end is None else end):
                 break
             pts_seconds = index / job.fps if seconds_n is None else float(seconds_n[index])
-            yield index, pts_seconds, _rgb(frame, turn) if job.wants(index) else None
+            wanted = index >= begin and job.wants(index)  # an inexact seek begins with frames that were delivered
+            yield index, pts_seconds, _rgb(frame, turn) if wanted else None
             if end is not None and index == end - 1:
                 break
         else:

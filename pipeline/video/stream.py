@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import logging
 import os
 import queue
@@ -65,11 +63,12 @@ class FrameStream:
         settings: queue_frames and watchdog_seconds.
         resize: side of the square to resize to with PIL's bicubic filter, exactly as SAM2 loads frames; None keeps the
             video's size.
-        start: the first frame to deliver; with all after it, whose number is checked.
-        indices: frames to deliver instead, ascending.
+        start: the first frame to deliver. It never changes the decoder, so that a run that goes on says truly what read
+            it.
+        indices: frames to deliver, ascending, but for those before `start`; None delivers all, whose number is checked.
 
-    Frames that are not wanted are passed over by a seek where that is exact (`VideoInfo.index`), which only PyAV does;
-    its frames are those of decord, bit for bit. Elsewhere they are decoded and dropped.
+    Frames that are not wanted are passed over by a seek where that is exact (`VideoInfo.index`), which only PyAV does:
+    `VideoInfo.for_frames` says who reads `indices`. Elsewhere they are decoded and dropped.
 
     Raises:
         VideoError: while iterating: damage, a wrong number of frames, a child that crashed or made no progress for
@@ -85,15 +84,16 @@ class FrameStream:
         start: int = 0,
         indices: Sequence[int] | None = None,
     ) -> None:
-        wanted = None if indices is None else tuple(int(i) for i in indices)
-        _require_indices((start,) if wanted is None else wanted, info)
+        wanted_n = None if indices is None else np.asarray(indices, np.int64)
+        _require_indices(np.array([start]) if wanted_n is None else wanted_n, info)
+        info = info.for_frames(wanted_n)
+        if wanted_n is not None:
+            wanted_n = wanted_n[np.searchsorted(wanted_n, start) :]
         slots = ring_slots(settings.queue_frames, info.height, info.width)
         job = Job(
             info.path, info.decoder, info.num_frames, info.fps, info.rotation, info.mirrored, info.height, info.width,
-            info.damage is not None, info.index, start, wanted, slots,
+            info.damage is not None, info.index, start, wanted_n, slots,
         )  # fmt: skip
-        if any(begin > 0 for begin, _ in job.stretches()):
-            job = dataclasses.replace(job, decoder="pyav")
         self.damage = _damage(info)
         self._pump = _Pump(job, resize, settings.watchdog_seconds)
         self._finalizer = weakref.finalize(self, self._pump.stop)
@@ -142,10 +142,10 @@ def _damage(info: VideoInfo) -> VideoError | None:
     )
 
 
-def _require_indices(wanted: tuple[int, ...], info: VideoInfo) -> None:
-    if any(after <= before for before, after in itertools.pairwise(wanted)):
+def _require_indices(wanted_n: NDArray[np.int64], info: VideoInfo) -> None:
+    if (np.diff(wanted_n) <= 0).any():
         raise VideoError("frame indices in ascending order", "indices out of order or repeated", "sort them first")
-    for index in wanted[:1] + wanted[-1:]:
+    for index in wanted_n[[0, -1]] if wanted_n.size else ():
         if not 0 <= index < info.num_frames:
             raise VideoError(
                 f"frame indices in 0..{info.num_frames - 1}", f"{index}", f"ask for frames that {info.path} has"
