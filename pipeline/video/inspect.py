@@ -236,8 +236,10 @@ def _unfit_for_decord(container: Any, stream: Any, first: Any, scan: PacketScan,
         return f"pixel format {first.format.name}"
     if first.color_range == 2:  # full range under a limited-range name
         return "full colour range"
-    if first.interlaced_frame or may_be_interlaced(bytes(codec.extradata or b"")):
+    if first.interlaced_frame:
         return "interlaced"
+    if may_be_interlaced(bytes(codec.extradata or b"")):
+        return "frames that may be interlaced"
     if first.width < 32 or first.height < 32:
         return f"tiny size {first.width}x{first.height}"
     if first.width % 2 or first.height % 2:

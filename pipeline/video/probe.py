@@ -83,6 +83,14 @@ class Limits:
     max_frames: int
     max_seconds: float
 
+    @classmethod
+    def of(cls, settings: DecodeSettings) -> Limits:
+        """What the settings say."""
+        return cls(
+            settings.decoder, settings.on_damage == "keep_good_prefix", settings.max_width, settings.max_height,
+            settings.max_pixels, settings.max_frames, settings.max_seconds,
+        )  # fmt: skip
+
 
 def probe_video(path: str | Path, settings: DecodeSettings) -> VideoInfo:
     """Inspect a local video file in a process of its own: demux it once and decode its first frame.
@@ -102,14 +110,10 @@ def probe_video(path: str | Path, settings: DecodeSettings) -> VideoInfo:
             is wanted and has frames), too large, no progress for `watchdog_seconds`.
     """
     path = Path(path)
-    _require_file(path)
-    limits = Limits(
-        settings.decoder, settings.on_damage == "keep_good_prefix", settings.max_width, settings.max_height,
-        settings.max_pixels, settings.max_frames, settings.max_seconds,
-    )  # fmt: skip
+    require_file(path)
     child = ChildProcess("pipeline.video.inspect", memory_limit_bytes(settings.max_pixels))
     try:
-        child.link.send((path, limits))
+        child.link.send((path, Limits.of(settings)))
         info = _answer(child, path, settings.watchdog_seconds)
     except (EOFError, OSError) as error:
         got = f"its death ({child.describe_death()})"
@@ -154,7 +158,11 @@ def _answer(child: ChildProcess, path: Path, watchdog_seconds: float) -> VideoIn
             raise VideoError(f"progress on {path} within {watchdog_seconds:g} s", got, step, path=path)
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Refuse what is missing, empty, unreadable or no file.
+
+    Raises: VideoError.
+    """
     if not path.exists():
         raise VideoError("a video file", f"no such file: {path}", "check the path")
     if not path.is_file():

@@ -84,16 +84,7 @@ class FrameStream:
         start: int = 0,
         indices: Sequence[int] | None = None,
     ) -> None:
-        wanted_n = None if indices is None else np.asarray(indices, np.int64)
-        _require_indices(np.array([start]) if wanted_n is None else wanted_n, info)
-        info = info.for_frames(wanted_n)
-        if wanted_n is not None:
-            wanted_n = wanted_n[np.searchsorted(wanted_n, start) :]
-        slots = ring_slots(settings.queue_frames, info.height, info.width)
-        job = Job(
-            info.path, info.decoder, info.num_frames, info.fps, info.rotation, info.mirrored, info.height, info.width,
-            info.damage is not None, info.index, start, wanted_n, slots,
-        )  # fmt: skip
+        job = new_job(info, settings, start, indices)
         self.damage = _damage(info)
         self._pump = _Pump(job, resize, settings.watchdog_seconds)
         self._finalizer = weakref.finalize(self, self._pump.stop)
@@ -132,6 +123,23 @@ class FrameStream:
         """End the child, free the ring; safe to call at any time and more than once. Iteration ends."""
         self._done = True
         self._finalizer()
+
+
+def new_job(info: VideoInfo, settings: DecodeSettings, start: int = 0, indices: Sequence[int] | None = None) -> Job:
+    """What `FrameStream` asks its decoding process for.
+
+    Raises: VideoError for frames out of order or outside.
+    """
+    wanted_n = None if indices is None else np.asarray(indices, np.int64)
+    _require_indices(np.array([start]) if wanted_n is None else wanted_n, info)
+    info = info.for_frames(wanted_n)
+    if wanted_n is not None:
+        wanted_n = wanted_n[np.searchsorted(wanted_n, start) :]
+    slots = ring_slots(settings.queue_frames, info.height, info.width)
+    return Job(
+        info.path, info.decoder, info.num_frames, info.fps, info.rotation, info.mirrored, info.height, info.width,
+        info.damage is not None, info.index, start, wanted_n, slots,
+    )  # fmt: skip
 
 
 def _damage(info: VideoInfo) -> VideoError | None:
