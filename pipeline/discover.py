@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.steps import Features
 
 FIRST_OBJECT_ID = 1
-_METHOD = 1  # counted up when other proposals come out of the same settings, so that videos are labelled anew
+_METHOD = 2  # counted up when other proposals come out of the same settings, so that videos are labelled anew
 
 
 def automatic_prompts(rules: AutoPromptSettings) -> PromptSet:
@@ -31,9 +30,9 @@ def automatic_prompts(rules: AutoPromptSettings) -> PromptSet:
 class Discovery:
     """Finds objects on the way; the session that it is attached to calls it after every frame.
 
-    It looks on the first frame, on every `every_frames`-th, on the last, and on the first frame after a cut that no
-    track crosses; without `every_frames`, on the first frame alone. What it finds gets the next object_id, largest
-    first, and is followed back to the look before at most. An object that its model has called absent for
+    It looks on the first frame, on every `every_frames`-th, on the last, and on the first frame of a new shot; without
+    `every_frames`, on the first frame alone. What it finds gets the next object_id, largest first, and is followed back
+    to the look before at most, never into another shot. An object that its model has called absent for
     `end_after_absent` frames in a row has left: the session follows it no further, and if it comes back it is a new
     object.
 
@@ -44,11 +43,13 @@ class Discovery:
 
     Attributes:
         reaches_back: whether the latest look found objects that are followed back from it.
+        shot_starts: frames on which a new shot begins, each added before it is looked at; the session's barriers are
+            heeded as well.
     """
 
     def __init__(self, model: Any, video_hw: tuple[int, int], rules: AutoPromptSettings) -> None:
         self.model, self.video_hw, self.rules = model, video_hw, rules
-        self.reaches_back = False
+        self.reaches_back, self.shot_starts = False, set[int]()
         self._session: Session | None = None
         self._next_id = FIRST_OBJECT_ID
         self._latest_look = 0
@@ -74,7 +75,7 @@ class Discovery:
         if room > 0:
             proposals = propose(self.model, features, self.rules, torch.stack(visible) if visible else None)
             found = [self._object(index, proposals, row) for row in range(min(room, len(proposals)))]
-        self.reaches_back = bool(found) and 0 < index not in self._barriers
+        self.reaches_back = bool(found) and index > 0 and not self._begins_shot(index)
         self._latest_look = index
         return found
 
@@ -83,12 +84,19 @@ class Discovery:
         if index == 0 or self.rules.every_frames is None:
             return index == 0
         last = self._session is not None and index == self._session.num_frames - 1
-        return index % self.rules.every_frames == 0 or last or index in self._barriers
+        return index % self.rules.every_frames == 0 or last or self._begins_shot(index)
+
+    def frames_to_next_look(self, index: int) -> int:
+        """How many frames there are at most from this one on, before the next that is looked at or the video's end."""
+        every = self.rules.every_frames or 1
+        frames = every - index % every
+        return frames if self._session is None else min(frames, self._session.num_frames - index)
 
     def state(self) -> dict[str, Any]:
         """Everything that is remembered between two frames, as plain lists and numbers."""
         return {
             "reaches_back": self.reaches_back,
+            "shot_starts": sorted(self.shot_starts),
             "next_id": self._next_id,
             "latest_look": self._latest_look,
             "absent": dict(self._absent),
@@ -96,13 +104,12 @@ class Discovery:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.reaches_back = bool(state["reaches_back"])
+        self.reaches_back, self.shot_starts = bool(state["reaches_back"]), set(state["shot_starts"])
         self._next_id, self._latest_look = int(state["next_id"]), int(state["latest_look"])
         self._absent = {int(one): int(frames) for one, frames in state["absent"].items()}
 
-    @property
-    def _barriers(self) -> Container[int]:
-        return self._session.barriers if self._session is not None else ()
+    def _begins_shot(self, index: int) -> bool:
+        return index in self.shot_starts or (self._session is not None and index in self._session.barriers)
 
     def _end_what_left(self, results: list[FrameResult]) -> None:
         visibility = {result.object_id: result.visibility for result in results}
@@ -120,5 +127,5 @@ class Discovery:
         box_xyxy = (proposals.boxes_n4[row].cpu() * scale_4).numpy()
         object_id, self._next_id = self._next_id, self._next_id + 1
         self._absent[object_id] = 0
-        earliest = index if index in self._barriers else self._latest_look
+        earliest = index if self._begins_shot(index) else self._latest_look
         return ObjectPrompts(object_id, None, (FramePrompt(index, box_xyxy=box_xyxy, auto=True),), earliest)

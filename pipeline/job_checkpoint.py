@@ -1,13 +1,15 @@
 """Where a labelling job stood, kept on disk: a run that was killed goes on from there as if it had not been.
 
-A job has one folder, named by its work key. It holds the job's scratch (row and frame spools) and, from the first
-checkpoint on, `state`: one line of JSON about it and then what the stages need to go on. A checkpoint is written beside
-the one before and renamed over it, so a reader finds the old or the new one. While a job runs it holds a lock on its
-folder; a second job of the same key does not get it and works without checkpoints.
+A job has one folder, named by its work key and by what it runs on, so that machines which share a scratch disk leave
+each other's checkpoints alone. It holds the job's scratch (row and frame spools) and, from the first checkpoint on,
+`state`: one line of JSON about it and then what the stages need to go on. A checkpoint is written beside the one before
+and renamed over it, so a reader finds the old or the new one. While a job runs it holds a lock on its folder; a second
+job of the same name does not get it and works without checkpoints. A folder that goes is renamed first: nobody finds
+half of one under a job's name.
 
-On disk: the scratch that the job needs anyway, and at most two states (`state`, and the next one while it is written)
-of about 4 MB per object. A job that ends well removes its folder. What killed jobs left is removed after `KEPT_DAYS`
-days, and beyond `KEPT_JOBS` folders the oldest first.
+On disk: the scratch that the job needs anyway, and at most two states (`state`, and the next one while it is written).
+A job that ends well removes its folder. The next job sweeps what killed ones left: at once where no checkpoint was
+reached, else after `KEPT_DAYS` days, and beyond `KEPT_JOBS` folders the oldest first.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +37,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 KEPT_DAYS = 7
 KEPT_JOBS = 16
-LOCK = "lock"
+LOCK, STATE = "lock", "state"
+GOING = "going-"  # what the name of a folder starts with that is being removed
 _HEADER_BYTES = 512
 
 
@@ -48,18 +52,19 @@ class JobCheckpoint:
     def __init__(self, folder: Path, lock: IO[bytes], made_by: Mapping[str, Any], every_seconds: float) -> None:
         self.folder, self._lock, self._every_seconds = folder, lock, every_seconds
         self._made_by = json.loads(json.dumps(made_by))
-        self._path = folder / "state"
+        self._path = folder / STATE
         self._due = time.monotonic() + every_seconds
 
     def save_if_due(self, take_state: Callable[[], Mapping[str, Any]]) -> bool:
         """Save if `every_seconds` have gone by since the last time; returns whether a new checkpoint is in place.
 
-        A disk that is too full for it costs the checkpoint, not the job.
+        A disk that is too full for it costs the checkpoint, not the job; what `take_state` raises is the job's.
         """
         if time.monotonic() < self._due:
             return False
+        state = take_state()
         try:
-            self.save(take_state())
+            self.save(state)
         except StorageError as error:
             log.warning("%s", error)
             return False
@@ -123,7 +128,7 @@ class JobCheckpoint:
     def discard(self) -> None:
         """Remove everything: the job is done."""
         if not self._lock.closed:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _remove(self.folder)
             self._close()
 
     def release(self) -> None:
@@ -139,6 +144,15 @@ class JobCheckpoint:
             self.folder.parent.rmdir()
 
 
+def discard_checkpoint(root: Path, work_key: str, made_by: Mapping[str, Any]) -> None:
+    """Remove what a run of this job left that was killed between its commit and its end."""
+    folder = _folder(root, work_key, made_by)
+    with suppress(OSError):
+        lock = _locked(folder) if folder.is_dir() else None
+        if lock is not None:
+            JobCheckpoint(folder, lock, {}, 0.0).discard()
+
+
 def open_checkpoint(
     root: Path, work_key: str, made_by: Mapping[str, Any], every_seconds: float = 0.0
 ) -> JobCheckpoint | None:
@@ -150,7 +164,7 @@ def open_checkpoint(
              every_seconds: time between checkpoints at least.
     Returns: the folder, locked; None if another process has it, or if `root` cannot be written (a warning says so).
     """
-    folder = root / work_key[:32]
+    folder = _folder(root, work_key, made_by)
     try:
         _sweep(root, folder)
         lock = _locked(folder)
@@ -164,11 +178,15 @@ def open_checkpoint(
     return JobCheckpoint(folder, lock, {"work_key": work_key, **made_by}, every_seconds)
 
 
-def _locked(folder: Path) -> IO[bytes] | None:
+def _folder(root: Path, work_key: str, made_by: Mapping[str, Any]) -> Path:
+    return root / f"{work_key[:32]}-{_digest(made_by)[:16]}"
+
+
+def _locked(folder: Path, tries: int = 20) -> IO[bytes] | None:
     """An open file that holds the lock of a folder, made if missing; None if another process holds it."""
-    for _ in range(100):
-        folder.mkdir(parents=True, exist_ok=True)
+    for _ in range(tries):
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             file = (folder / LOCK).open("ab")
         except FileNotFoundError:  # its owner ended and removed it
             continue
@@ -177,29 +195,42 @@ def _locked(folder: Path) -> IO[bytes] | None:
             if os.fstat(file.fileno()).st_ino == os.stat(folder / LOCK).st_ino:
                 return file
         except BlockingIOError:
-            file.close()
-            return None
+            time.sleep(0.01)  # it may be a sweep, which soon lets go
         except FileNotFoundError:
-            pass
-        file.close()  # the lock of a folder that was removed in between
+            pass  # the lock of a folder that was removed in between
+        file.close()
     return None
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder of which one holds the lock."""
+    going = folder.with_name(f"{GOING}{uuid.uuid4().hex}")
+    try:
+        folder.rename(going)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", folder, error.strerror)
+    shutil.rmtree(going, ignore_errors=True)
+
+
 def _sweep(root: Path, mine: Path) -> None:
-    """Remove folders that nobody holds and that are old, or too many."""
+    """Remove folders that nobody holds and from which nobody can go on, or that are old, or too many."""
     if not root.is_dir():
         return
     now, kept = time.time(), 0
     for folder in sorted(root.iterdir(), key=_modified, reverse=True):
+        if folder.name.startswith(GOING):  # whoever removed it was killed
+            shutil.rmtree(folder, ignore_errors=True)
         if folder == mine or not (folder / LOCK).is_file():
             continue
-        kept += 1
-        if kept < KEPT_JOBS and now - _modified(folder) < KEPT_DAYS * 86400:
+        useful = (folder / STATE).exists()
+        kept += useful
+        if useful and kept < KEPT_JOBS and now - _modified(folder) < KEPT_DAYS * 86400:
             continue
-        lock = _locked(folder)
+        lock = _locked(folder, tries=1)
         if lock is not None:
-            log.info("removing the checkpoint of a job that never came back: %s", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            if useful or not (folder / STATE).exists():  # else its job saved one and ended just now
+                log.info("removing what a job left that never came back: %s", folder)
+                _remove(folder)
             lock.close()
 
 

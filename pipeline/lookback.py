@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from pipeline.errors import ShapeError
+from pipeline.errors import DiskSpaceError, ShapeError
 from pipeline.video.spool import FrameSpool
 from pipeline.video.stream import Frame
 
@@ -35,7 +36,8 @@ class Lookback:
         self._segments: list[tuple[int, FrameSpool]] = []
         self._open: tuple[int, FrameSpool] | None = None
         self._held: Frame | None = None
-        self._dropped: list[Path] = []
+        self._marked: set[int] = set()  # first frames of the files that the latest mark names,
+        self._saved: set[int] = set()  # and the latest mark that is safe
 
     def append(self, frame: Frame) -> None:
         """Take the next frame, when the discovery has seen the one before."""
@@ -62,9 +64,9 @@ class Lookback:
             "index": self._held.index, "pts_seconds": self._held.pts_seconds,
             "rgb_hw3": torch.from_numpy(np.array(self._held.rgb_hw3)),
         }  # fmt: skip
-        spools = [*self._segments, *([self._open] if self._open else [])]
+        self._marked = {first for first, _ in self._all()}
         return {
-            "spools": [(first, spool.capacity_frames, spool.mark()) for first, spool in spools],
+            "spools": [(first, spool.capacity_frames, spool.mark()) for first, spool in self._all()],
             "open": self._open is not None,
             "held": held,
         }
@@ -81,17 +83,19 @@ class Lookback:
         self._open = self._segments.pop() if mark["open"] else None
         if (held := mark["held"]) is not None:
             self._held = Frame(held["index"], held["pts_seconds"], held["rgb_hw3"].numpy())
+        self._marked = self._saved = {first for first, _ in self._all()}
 
-    def sweep(self) -> None:
-        """Remove the files that the mark before still named, once a later one is safe."""
-        for path in self._dropped:
-            path.unlink(missing_ok=True)
-        self._dropped = []
+    def saved(self) -> None:
+        """The latest mark is safe: remove the files that only the one before it named."""
+        for first in self._saved - self._marked:
+            self._path(first).unlink(missing_ok=True)
+        self._saved = self._marked
 
     def close(self) -> None:
         """Give the disk space back (files with a name stay)."""
-        for _, spool in [*self._segments, *([self._open] if self._open else [])]:
-            spool.close()
+        with ExitStack() as stack:
+            for _, spool in self._all():
+                stack.callback(spool.close)
 
     def __enter__(self) -> Lookback:
         return self
@@ -107,13 +111,20 @@ class Lookback:
                 self._segments.append((first, spool))
             else:
                 spool.close()
-                if self._stays:
-                    self._dropped.append(self._path(first))
+                if self._stays and first not in self._saved:
+                    self._path(first).unlink(missing_ok=True)
             self._open = None
-        if self._open is None:
-            capacity = self._discovery.rules.every_frames or 1
-            self._open = frame.index, self._new_spool(frame.index, capacity)
-        self._open[1].append(frame)
+        try:
+            if self._open is None:
+                capacity = self._discovery.frames_to_next_look(frame.index)
+                self._open = frame.index, self._new_spool(frame.index, capacity)
+            self._open[1].append(frame)
+        except DiskSpaceError as error:
+            step = "free some, set output.scratch_dir to a larger disk, or set prompts.auto.every_frames lower"
+            raise DiskSpaceError(error.expected, error.got, step) from error
+
+    def _all(self) -> list[tuple[int, FrameSpool]]:
+        return [*self._segments, *([self._open] if self._open else [])]
 
     def _new_spool(self, first: int, capacity: int) -> FrameSpool:
         return FrameSpool(self._scratch, capacity, self._size, path=self._path(first) if self._stays else None)

@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,9 +49,9 @@ class PassWriter:
         if mark is not None:
             self._go_back_to(mark)
         try:
-            self._file = path.open("wb" if mark is None else "ab", buffering=0)
+            self._file = path.open("wb" if mark is None else "r+b", buffering=0)
         except OSError as error:
-            raise _disk_error(path, error) from error
+            raise _disk_error(path.parent, error) from error
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows given as dicts: missing columns become null, unknown ones are left out."""
@@ -60,7 +61,8 @@ class PassWriter:
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows of one or more whole frames, in the pass's frame order.
 
-        Raises:  StorageError if the pass is closed or frames come out of order; DiskSpaceError if the disk is full.
+        Raises:  StorageError if the pass is closed or frames come out of order; DiskSpaceError if the disk is full: the
+                 rows then wait, and go with the next ones, or with `mark` or `end`.
         """
         if self._file.closed:
             raise StorageError("rows before the merge", "rows for a pass that is closed", "add them before merged()")
@@ -89,7 +91,7 @@ class PassWriter:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise _disk_error(self.path, error) from error
+            raise _disk_error(self.path.parent, error) from error
         return {
             "descending": self.descending,
             "rows": self.rows,
@@ -115,27 +117,36 @@ class PassWriter:
         self.rows, self._last_frame, self._crc, self._ends = mark["rows"], mark["last_frame"], crc, ends
 
     def _flush(self) -> None:
+        """All that waits goes to the file, or none of it: what a failed write leaves behind the last end is no row."""
         if self._pending:
             table = pa.Table.from_batches(self._pending, schema=self.schema).combine_chunks()
+            ends, crc = array("q"), self._crc
+            at = self._ends[-1] if self._ends else 0
             for batch in table.to_batches():
                 data = memoryview(batch.serialize())
-                self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
-                self._crc = zlib.crc32(data, self._crc)
+                crc = zlib.crc32(data, crc)
                 try:
                     while data:
-                        data = data[self._file.write(data) :]
+                        written = os.pwrite(self._file.fileno(), data, at)
+                        data, at = data[written:], at + written
                 except OSError as error:
-                    raise _disk_error(self.path, error) from error
+                    raise _disk_error(self.path.parent, error) from error
+                ends.append(at)
+            self._ends, self._crc = self._ends + ends, crc
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
-    def close(self) -> None:
-        """Flush and end the pass; calling it again does nothing."""
-        if self._file.closed:
-            return
-        try:
+    def end(self) -> None:
+        """Write what waits and take no more rows; calling it again does nothing.
+
+        Raises:  DiskSpaceError if the disk is full.
+        """
+        if not self._file.closed:
             self._flush()
-        finally:
             self._file.close()
+
+    def close(self) -> None:
+        """Let go of the file, without the rows that wait; calling it again does nothing."""
+        self._file.close()
 
     def batches(self) -> Iterator[pa.Table]:
         """The rows in ascending frame order, a batch at a time, each sorted by frame and object."""
@@ -154,15 +165,19 @@ class RowSpool:
     Args:    scratch_dir: where the scratch folder is made; None for the system's.
              schema: of every row; it has `frame_index` and `object_id`.
              folder: the scratch folder itself, for rows that shall outlive the process: it stays on close.
+    Raises:  StorageError if the folder cannot be made.
     """
 
     def __init__(
         self, scratch_dir: Path | None = None, schema: pa.Schema = MASKS, *, folder: Path | None = None
     ) -> None:
-        for path in (scratch_dir, folder):
-            if path is not None:
-                path.mkdir(parents=True, exist_ok=True)
-        self.directory = folder or Path(tempfile.mkdtemp(prefix="masksieve-rows-", dir=scratch_dir))
+        try:
+            for path in (scratch_dir, folder):
+                if path is not None:
+                    path.mkdir(parents=True, exist_ok=True)
+            self.directory = folder or Path(tempfile.mkdtemp(prefix="masksieve-rows-", dir=scratch_dir))
+        except OSError as error:
+            raise _disk_error(folder or scratch_dir or Path(tempfile.gettempdir()), error) from error
         self.schema = schema
         self._stays = folder is not None
         self._passes: dict[str, PassWriter] = {}
@@ -195,9 +210,12 @@ class RowSpool:
             writer.close()
         self._passes, self._restored = {}, set()
         taken: dict[str, PassWriter] = {}
-        for number, (name, mark) in enumerate(marks.items()):
-            path = self.directory / f"{number}.arrow"
-            taken[name] = PassWriter(path, self.schema, descending=mark["descending"], mark=mark)
+        with ExitStack() as stack:
+            for number, (name, mark) in enumerate(marks.items()):
+                path = self.directory / f"{number}.arrow"
+                taken[name] = PassWriter(path, self.schema, descending=mark["descending"], mark=mark)
+                stack.callback(taken[name].close)
+            stack.pop_all()
         self._passes, self._restored = taken, set(taken)
 
     def merged(self, batch_rows: int = 4096) -> Iterator[pa.RecordBatch]:
@@ -209,7 +227,7 @@ class RowSpool:
         if batch_rows < 1:
             raise StorageError("batch_rows of at least 1", str(batch_rows), "ask for a positive number of rows")
         for writer in self._passes.values():
-            writer.close()
+            writer.end()
         waiting: list[pa.Table] = []
         count = 0
         for table in self._frame_runs():
@@ -243,12 +261,11 @@ class RowSpool:
 
     def close(self) -> None:
         """Remove the scratch files, unless their folder was given; calling it again does nothing."""
-        try:
-            for writer in self._passes.values():
-                writer.close()
-        finally:
+        with ExitStack() as stack:
             if not self._stays:
-                shutil.rmtree(self.directory, ignore_errors=True)
+                stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            for writer in self._passes.values():
+                stack.callback(writer.close)
 
     def __enter__(self) -> RowSpool:
         return self
@@ -279,9 +296,9 @@ def _settle(parts: Sequence[tuple[int, pa.Table]]) -> pa.Table:
     return table.take(pa.array(order[rank == best]))
 
 
-def _disk_error(path: Path, error: OSError) -> StorageError:
-    if error.errno == errno.ENOSPC or "No space left" in str(error):
+def _disk_error(folder: Path, error: OSError) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return DiskSpaceError(
-            "room for the scratch rows", f"a full disk at {path.parent}", "free space or set another scratch_dir"
+            "room for the scratch rows", f"a full disk at {folder}", "free space or set another scratch_dir"
         )
-    return StorageError("a scratch folder that can be written", f"{error} at {path.parent}", "set another scratch_dir")
+    return StorageError("a scratch folder that can be written", f"{error} at {folder}", "set another scratch_dir")

@@ -7,78 +7,27 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.discover import Discovery
-from pipeline.encode import EncodeStage, PassWriters, RowContext
+from pipeline.encode import EncodeStage, RowContext
 from pipeline.errors import PropagationError, VideoError
 from pipeline.job_checkpoint import JobCheckpoint
 from pipeline.lookback import Lookback
 from pipeline.models import LoadedModel
 from pipeline.prompts import PromptSet
 from pipeline.propagate import FrameResult, Session
-from pipeline.records import CANDIDATES, MASKS, TOKENS
-from pipeline.rowspool import RowSpool
 from pipeline.score import Scorer
 from pipeline.settings import Settings
-from pipeline.shot_log import ShotLog
-from pipeline.shots import ShotDetector
+from pipeline.spools import Spools
+from pipeline.video.damage import AGAIN
 from pipeline.video.probe import VideoInfo
 from pipeline.video.sample import Sample
 from pipeline.video.spool import FrameSpool
 from pipeline.video.stream import Frame, FrameStream
 from usam.heads import HeadBank
-
-
-class Spools:
-    """Scratch of one video's rows: facts and the sidecars that the settings ask for; removed on close.
-
-    Args:
-        scratch: where the scratch folders are made.
-        folder: where they lie for good instead, so that a later run can go on from where one died.
-    Attributes:
-        shots: what the merged facts need to say about scene cuts.
-    """
-
-    def __init__(self, settings: Settings, scratch: Path, folder: Path | None = None) -> None:
-        looking = settings.propagate.on_cut != "ignore"
-        self.shots = ShotLog(ShotDetector(settings.propagate.cut_threshold) if looking else None)
-
-        def spool(name: str, schema: Any) -> RowSpool:
-            return RowSpool(None if folder else scratch, schema, folder=folder and folder / name)
-
-        self.masks = spool("masks", MASKS)
-        self.candidates = spool("candidates", CANDIDATES) if settings.output.candidates else None
-        self.tokens = spool("tokens", TOKENS) if settings.output.tokens else None
-
-    def add_pass(self, name: str, *, descending: bool = False) -> PassWriters:
-        """Writers of a next pass, or of one that was restored."""
-        candidates, tokens = (
-            None if spool is None else spool.add_pass(name, descending) for spool in (self.candidates, self.tokens)
-        )
-        return PassWriters(self.masks.add_pass(name, descending), candidates, tokens)
-
-    def mark(self) -> dict[str, Any]:
-        """Put every row on the disk for good; what `restore` takes."""
-        return {"rows": [spool.mark() for spool in self._all()], "shots": self.shots.state()}
-
-    def restore(self, mark: Mapping[str, Any]) -> None:
-        """Take the rows that another process left in the folder, as of its mark.
-
-        Raises: StorageError if a file is not what it was then.
-        """
-        for spool, marks in zip(self._all(), mark["rows"], strict=True):
-            spool.restore(marks)
-        self.shots = ShotLog.from_state(mark["shots"])
-
-    def close(self) -> None:
-        """Remove the scratch files, unless they are for good."""
-        for spool in self._all():
-            spool.close()
-
-    def _all(self) -> list[RowSpool]:
-        return [spool for spool in (self.masks, self.candidates, self.tokens) if spool is not None]
 
 
 @dataclass(frozen=True)
@@ -133,12 +82,12 @@ def run_stages(job: Job, progress: Callable[[str, int, int], None], checkpoint: 
             run = _Run(job, progress, checkpoint)
     try:
         run.go()
+        run.kept.close()
     except BaseException as error:
         run.close()
         if checkpoint is not None and run.restored and isinstance(error, VideoError | PropagationError):
             checkpoint.reject(error)  # it may be what is wrong: the next run starts over
         raise
-    run.kept.close()
     return run.spools
 
 
@@ -165,8 +114,12 @@ class _Run:
         else:
             self.discovery = Discovery(job.loaded.model, self._video_hw, job.settings.prompts.auto)
             self.kept = Lookback(folder or job.scratch, self.discovery, size, stays=folder is not None)
-        self.session = self._new_session(Session)
         self.spools = Spools(job.settings, job.scratch, folder)
+
+    @cached_property
+    def session(self) -> Session:
+        """Made when it is needed: a checkpoint brings its own."""
+        return self._new_session(Session)
 
     @property
     def _video_hw(self) -> tuple[int, int]:
@@ -205,7 +158,7 @@ class _Run:
                 self._pass("forward", "propagate", self.session.forward(self._shown(stream)), range(total), done)
             if len(self.pts_seconds) != total:
                 got = f"{len(self.pts_seconds)}"
-                raise VideoError(f"{total} frames of {self.job.info.path}", got, "the file is damaged")
+                raise VideoError(f"{total} frames of {self.job.info.path}", got, AGAIN)
         frames = self.session.backward_frames
         if frames:
             done = sum(f > self.session.next_frame for f in frames) if self.session.stage == "backward" else 0
@@ -214,8 +167,9 @@ class _Run:
 
     def close(self) -> None:
         """Give the scratch back, but for what a checkpoint needs."""
-        self.spools.close()
-        self.kept.close()
+        with ExitStack() as stack:
+            stack.callback(self.spools.close)
+            stack.callback(self.kept.close)
 
     # Frames in --------------------------------------------------------------------------------------------------------
 
@@ -226,10 +180,8 @@ class _Run:
         start = max(self.session.next_frame, self.head_frames) if resumed else 0
         if start >= total:
             return iter(())
-        indices = job.sample.indices
-        if start:
-            indices = list(range(start, total)) if indices is None else indices[start:]
-        decoded = FrameStream(job.info, job.settings.decode, resize=job.loaded.image_size, indices=indices)
+        first, size = job.sample.frame_index(start), job.loaded.image_size
+        decoded = FrameStream(job.info, job.settings.decode, resize=size, start=first, indices=job.sample.indices)
         return job.sample.frames(stack.enter_context(decoded))
 
     def _prepare(self, stream: Iterator[Frame]) -> None:
@@ -238,7 +190,7 @@ class _Run:
                 self.kept.append(frame)
             if len(self.kept) < self.head_frames:
                 got = f"{len(self.kept)}"
-                raise VideoError(f"{self.head_frames} frames in {self.job.info.path}", got, "check that it plays")
+                raise VideoError(f"{self.head_frames} frames in {self.job.info.path}", got, AGAIN)
         with self.job.sample.told_by_frame_index():
             self.session.prepare(lambda index: self.kept.read(index).rgb_hw3)
 
@@ -251,6 +203,8 @@ class _Run:
                 self.kept.append(frame)
             self.pts_seconds.append(frame.pts_seconds)
             cut = self.spools.shots.see(self.job.sample.frame_index(position), frame.rgb_hw3)
+            if cut and self.discovery is not None:
+                self.discovery.shot_starts.add(position)
             if cut and self.job.settings.propagate.on_cut == "stop":
                 self.session.barriers.add(position)
             yield frame
@@ -291,7 +245,7 @@ class _Run:
         if self.checkpoint is not None and self.checkpoint.save_if_due(state):
             self.restored = False
             if isinstance(self.kept, Lookback):
-                self.kept.sweep()
+                self.kept.saved()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `_save` saved in another process.

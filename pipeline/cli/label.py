@@ -87,7 +87,11 @@ def label(
     else:
         tell(reports, out)
     if interrupted:
-        notices().print("interrupted: what is listed above is complete, the running video left nothing behind")
+        notices().print(
+            "interrupted: what is listed above is complete; the same command goes on with the running video, from its "
+            "last checkpoint if it has one",
+            soft_wrap=True,
+        )
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(exit_code(wanted, failed=any(report.status == "failed" for report in reports)))
 

@@ -101,7 +101,11 @@ class FrameSpool:
 
     def mark(self) -> dict[str, Any]:
         """Put every frame on the disk for good, and say how far that is: numbers that `restore` takes."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            got = f"{self._dir}: {error.strerror}"
+            raise StorageError("scratch frames on the disk", got, "free some, or set output.scratch_dir") from error
         return {"first": self._first, "pts_seconds": self._pts_seconds.tolist(), "crc": self._crc}
 
     def restore(self, mark: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import discover
 from pipeline.auto_prompts import Proposals
 from pipeline.discover import Discovery, automatic_prompts
-from pipeline.errors import ShapeError
+from pipeline.errors import DiskSpaceError, ShapeError
 from pipeline.lookback import Lookback
 from pipeline.prompts import ObjectPrompts
 from pipeline.propagate import FrameResult
@@ -115,6 +116,18 @@ def test_after_a_cut_that_stops_tracks_it_looks_at_once_and_not_back(shown: list
     assert not made.reaches_back
 
 
+def test_where_a_shot_begins_it_looks_at_once_though_tracks_go_on(shown: list[int]) -> None:
+    shown += [1, 1]
+    made = discovery(Scene(), every_frames=50)
+    look(made, 0)
+    made.shot_starts.add(7)
+    other = discovery(Scene(), every_frames=50)
+    other.restore(made.state())
+    assert other.looks_at(7)
+    (fresh,) = look(made, 7, o1="visible")
+    assert (fresh.object_id, fresh.earliest, made.reaches_back) == (2, 7, False)
+
+
 @given(st.integers(1, 12), st.integers(1, 40), st.sets(st.integers(1, 39)))
 def test_between_two_looks_lie_at_most_so_many_frames(every: int, num_frames: int, cuts: set[int]) -> None:
     made = discovery(Scene(num_frames, cuts), every_frames=every)
@@ -182,3 +195,67 @@ def test_a_lookback_gives_back_what_no_look_needed(tmp_path: Path) -> None:
             lookback.append(Frame(index, 0.0, np.zeros((SIZE, SIZE, 3), np.uint8)))
             made.reaches_back = index == 50
         assert len(lookback._segments) == 1
+
+
+def append(lookback: Lookback, made: Discovery, frames: range) -> None:
+    for index in frames:
+        lookback.append(Frame(index, 0.0, np.zeros((SIZE, SIZE, 3), np.uint8)))
+        if made.looks_at(index):
+            made.reaches_back = False
+
+
+@pytest.mark.parametrize("saves", [0, 1])
+def test_the_disk_does_not_grow_while_no_checkpoint_comes_about(tmp_path: Path, saves: int) -> None:
+    made = discovery(Scene(1000), every_frames=5)
+    with Lookback(tmp_path, made, SIZE, stays=True) as lookback:
+        for first in range(0, 500, 10):
+            append(lookback, made, range(first, first + 10))
+            lookback.mark()
+            if first < 10 * saves:
+                lookback.saved()
+            assert len(list(tmp_path.iterdir())) <= 1 + saves
+
+
+@given(st.integers(1, 5), st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 20))
+def test_what_the_latest_safe_mark_names_can_be_restored_at_any_time(
+    tmp_path_factory: pytest.TempPathFactory, every: int, safe: list[bool], after: int
+) -> None:
+    folder, made, mark, at = tmp_path_factory.mktemp("lookback"), discovery(Scene(1000), every_frames=every), None, 0
+    with Lookback(folder, made, SIZE, stays=True) as lookback:
+        for number, good in enumerate(safe):
+            append(lookback, made, range(3 * number, 3 * number + 3))
+            new = lookback.mark()
+            if good:
+                lookback.saved()
+                mark, at = new, 3 * number + 3
+        append(lookback, made, range(3 * len(safe), 3 * len(safe) + after))
+    if mark is None:
+        return
+    with Lookback(folder, made, SIZE, stays=True) as again:
+        again.restore(mark)
+        append(again, made, range(at, at + 40))
+        again.mark()
+        again.saved()
+        assert len(again._all()) == 1
+
+
+def test_room_is_asked_for_the_frames_that_may_come_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=(64 << 20) + 20 * SIZE * SIZE * 3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    made = discovery(Scene(20), every_frames=1_000_000)
+    with Lookback(tmp_path / "short", made, SIZE) as lookback:
+        append(lookback, made, range(20))
+    made = discovery(Scene(21), every_frames=1_000_000)
+    with Lookback(tmp_path / "long", made, SIZE) as lookback, pytest.raises(DiskSpaceError, match="every_frames") as no:
+        append(lookback, made, range(2))
+    assert "prompt on" not in str(no.value)
+
+
+@given(st.integers(1, 12), st.integers(1, 40), st.sets(st.integers(1, 39)))
+def test_the_next_look_is_never_farther_than_is_said(every: int, num_frames: int, cuts: set[int]) -> None:
+    made = discovery(Scene(num_frames, cuts), every_frames=every)
+    looks = [index for index in range(num_frames) if made.looks_at(index)]
+    for index, following in zip(looks, [*looks[1:], num_frames], strict=True):
+        assert following - index <= made.frames_to_next_look(index) <= min(every, num_frames - index)

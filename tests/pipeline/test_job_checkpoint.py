@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import torch
 
 from pipeline import job_checkpoint
 from pipeline.errors import DiskSpaceError
-from pipeline.job_checkpoint import JobCheckpoint, open_checkpoint
+from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 
 KEY, OTHER = "ab" * 32, "cd" * 32
 STATE = {"tensor": torch.arange(1000.0), "next": 7, "name": "forward", "marks": [{"ends": [1, 2], "last": None}]}
@@ -60,6 +61,14 @@ def test_what_other_software_made_is_not_used(
     first = job(tmp_path, torch="1")
     first.save(STATE)
     first.release()
+    other = job(tmp_path, **made_by)
+    assert other.load() is None
+    other.save({"n": 1})
+    other.discard()
+    again = job(tmp_path, torch="1")
+    assert same(again.load(), STATE)  # two machines that share the disk leave each other's alone
+    again.release()
+    again.folder.rename(other.folder)
     with caplog.at_level(logging.WARNING):
         assert job(tmp_path, **made_by).load() is None
     assert "starting over" in caplog.text
@@ -70,7 +79,9 @@ def test_a_checkpoint_under_the_name_of_another_job_is_not_used(tmp_path: Path) 
     first = job(tmp_path)
     first.save(STATE)
     first.release()
-    first.folder.rename(first.folder.with_name(OTHER[:32]))
+    second = job(tmp_path, OTHER)
+    second.release()
+    first.folder.rename(second.folder)
     assert job(tmp_path, OTHER).load() is None
 
 
@@ -102,6 +113,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskSpaceError, match="checkpoint_seconds"):
         checkpoint.save({"new": 1})
+    assert not checkpoint.save_if_due(lambda: {"new": 1})
     assert same(checkpoint.load(), STATE)
     assert sorted(path.name for path in checkpoint.folder.iterdir()) == ["lock", "state"]
 
@@ -129,19 +141,20 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, caplog: pytest.LogC
 
 def test_old_folders_are_swept_and_fresh_or_held_ones_stay(tmp_path: Path) -> None:
     keys = [f"{n:02d}" * 32 for n in range(3)]
+    folders = []
     for key in keys:
         checkpoint = job(tmp_path, key)
+        folders.append(checkpoint.folder)
         checkpoint.save(STATE)
         checkpoint.release()
     held = job(tmp_path, keys[2])
     long_ago = time.time() - (job_checkpoint.KEPT_DAYS + 1) * 86400
-    for key in (keys[0], keys[2]):
-        os.utime(tmp_path / key[:32], (long_ago, long_ago))
+    for folder in (folders[0], folders[2]):
+        os.utime(folder, (long_ago, long_ago))
     (tmp_path / "somebody-elses").mkdir()
     os.utime(tmp_path / "somebody-elses", (long_ago, long_ago))
-    job(tmp_path)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {keys[1][:32], keys[2][:32], KEY[:32], "somebody-elses"}
+    mine = job(tmp_path)
+    assert set(tmp_path.iterdir()) == {folders[1], folders[2], mine.folder, tmp_path / "somebody-elses"}
     assert held.load() is not None
 
 
@@ -160,3 +173,56 @@ def test_a_root_that_cannot_be_written_means_no_checkpoints(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING):
         assert open_checkpoint(tmp_path / "file" / "jobs", KEY, {}) is None
     assert "no checkpoints" in caplog.text
+
+
+def test_what_goes_wrong_with_the_job_is_not_taken_for_a_failed_checkpoint(tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise DiskSpaceError("room for the scratch rows", "a full disk", "free space")
+
+    with pytest.raises(DiskSpaceError, match="scratch rows"):
+        job(tmp_path).save_if_due(fail)
+
+
+def leave(checkpoint: JobCheckpoint) -> None:
+    """As a process does that is killed: the lock goes, and nothing else."""
+    (checkpoint.folder / "rows").write_bytes(b"scratch")
+    checkpoint._lock.close()
+
+
+def test_what_nobody_can_go_on_from_is_swept_at_once(tmp_path: Path) -> None:
+    leave(job(tmp_path, OTHER))
+    (tmp_path / "going-ab").mkdir()
+    held = job(tmp_path, "ef" * 32)
+    mine = job(tmp_path)
+    assert set(tmp_path.iterdir()) == {held.folder, mine.folder}
+
+
+def test_who_comes_while_a_folder_is_removed_gets_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, others = shutil.rmtree, []
+
+    def rival_comes(path: Path, **how: Any) -> None:
+        monkeypatch.undo()
+        others.append(job(tmp_path))
+        others[0].save(STATE)
+        real(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", rival_comes)
+    done = job(tmp_path)
+    done.save({"old": 1})
+    done.discard()
+    assert same(others[0].load(), STATE)
+    assert list(tmp_path.iterdir()) == [others[0].folder]
+
+
+def test_what_a_done_job_left_can_be_removed_by_name(tmp_path: Path) -> None:
+    root = tmp_path / "jobs"
+    discard_checkpoint(root, KEY, {})
+    assert not root.exists()
+    mine, other = job(root), job(root, OTHER)
+    for checkpoint in (mine, other):
+        checkpoint.save(STATE)
+    discard_checkpoint(root, KEY, {})
+    assert mine.load() is not None  # somebody is at it
+    leave(mine)
+    discard_checkpoint(root, KEY, {})
+    assert list(root.iterdir()) == [other.folder]

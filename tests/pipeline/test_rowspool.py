@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import rowspool
-from pipeline.errors import StorageError
+from pipeline.errors import DiskSpaceError, StorageError
 from pipeline.records import CANDIDATES
 from pipeline.rowspool import RowSpool
 
@@ -179,3 +183,85 @@ def test_scratch_that_is_not_what_it_was_is_refused(tmp_path: Path, damage: str)
         path.write_bytes(data[:-1] if damage == "shorter" else data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(StorageError, match="start the video over"):
         RowSpool(schema=SCHEMA, folder=tmp_path).restore(marks)
+
+
+@settings(deadline=None)
+@given(frames=video, kept=st.integers(0, 25), flush_rows=st.integers(1, 9), data=st.data())
+def test_a_disk_that_is_full_for_a_while_costs_no_row(
+    tmp_path_factory: pytest.TempPathFactory,
+    frames: list[dict[int, str]],
+    kept: int,
+    flush_rows: int,
+    data: st.DataObject,
+) -> None:
+    real = os.pwrite
+
+    def sometimes_full(descriptor: int, what: Any, at: int) -> int:
+        done = data.draw(st.sampled_from(["all", "all", "some", "nothing"]))
+        if done == "nothing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, what[: len(what) // 2 + 1] if done == "some" else what, at)
+
+    rows = [frame(i, "r", **{f"o{key}": value for key, value in objects.items()}) for i, objects in enumerate(frames)]
+    wanted = [(item["frame_index"], item["object_id"], "r") for one in rows for item in sorted(one, key=object_id)]
+    folder = tmp_path_factory.mktemp("rows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rowspool, "FLUSH_ROWS", flush_rows)
+        with RowSpool(schema=SCHEMA, folder=folder) as died:
+            writer = died.add_pass("r")
+            patch.setattr(os, "pwrite", sometimes_full)
+            for one in rows[:kept]:
+                with suppress(DiskSpaceError):
+                    writer.append(one)
+            patch.setattr(os, "pwrite", real)
+            marks = died.mark()
+            for one in rows[kept:]:
+                writer.append(one)
+            assert keys(list(died.merged())) == wanted
+        with RowSpool(schema=SCHEMA, folder=folder) as spool:
+            spool.restore(marks)
+            writer = spool.add_pass("r")
+            for one in rows[kept:]:
+                writer.append(one)
+            assert keys(list(spool.merged())) == wanted
+
+
+def object_id(item: dict[str, Any]) -> int:
+    return int(item["object_id"])
+
+
+def test_a_disk_that_stays_full_is_said_at_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with RowSpool(tmp_path, SCHEMA) as spool:
+        spool.add_pass("r").append(frame(0, "r", o1="visible"))
+        monkeypatch.setattr(os, "pwrite", full)
+        for _ in range(2):
+            with pytest.raises(DiskSpaceError, match="scratch_dir"):
+                list(spool.merged())
+            with pytest.raises(DiskSpaceError):
+                spool.mark()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, stays: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"at {tmp_path / 'file'}"):
+        RowSpool(tmp_path / "file" / "a", SCHEMA, folder=tmp_path / "file" / "b" if stays else None)
+
+
+def test_one_pass_that_does_not_close_keeps_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = RowSpool(tmp_path, SCHEMA)
+    writers = [spool.add_pass(name) for name in ("a", "b", "c")]
+
+    def broken() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writers[1], "close", broken)
+    with pytest.raises(OSError, match="Input"):
+        spool.close()
+    assert writers[0]._file.closed
+    assert writers[2]._file.closed
+    assert list(tmp_path.iterdir()) == []

@@ -153,6 +153,7 @@ def test_an_interrupted_run_tells_what_is_complete(
     assert [call["video"] for call in calls] == ["good.mp4", "stop.mp4"]
     assert "good.mp4" in captured.out
     assert "interrupted" in captured.err
+    assert "the same command goes on with the running video, from its last checkpoint" in captured.err
     assert run("label", tmp_path, "--json") == 130
     assert json.loads(capsys.readouterr().out)["interrupted"] is True
 

@@ -19,6 +19,7 @@ from pipeline.settings import Settings, load_settings
 
 FRAMES = 12
 SEED = 900_100_006
+CUT = 8  # of the video with two shots
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,27 @@ def drop(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> Path:
         {"object_id": 3, "prompts": [
             {"frame_index": 3, "mask": {"size": given["size"], "counts": given["counts"].decode()}}]},
     ]  # fmt: skip
+    (folder / "clip.prompts.json").write_text(json.dumps({"version": 1, "objects": objects}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two drawn clips in one video of 18 frames; three objects, prompted on frame 0, on frame 12, and on 2 and 14."""
+    folder = tmp_path_factory.mktemp("cuts")
+    shots = [render_clip(seed, frames=10, size=160, mix={"exit": 0.0}) for seed in (900_100_006, 900_100_011)]
+    with FilmWriter(folder / "clip.mp4", 25.0, quality=8) as film:
+        for frame in (*shots[0].frames_thw3[:CUT], *shots[1].frames_thw3):
+            film.append(frame)
+
+    def click(frame: int) -> dict[str, object]:
+        shot, at = (shots[0], frame) if frame < CUT else (shots[1], frame - CUT)
+        ys, xs = np.nonzero(shot.mask(shot.object_ids[0])[at])
+        middle = len(xs) // 2
+        return {"frame_index": frame, "points": [[int(xs[middle]), int(ys[middle]), 1]]}
+
+    prompts = {1: [click(0)], 2: [click(12)], 3: [click(2), click(14)]}
+    objects = [{"object_id": one, "prompts": found} for one, found in prompts.items()]
     (folder / "clip.prompts.json").write_text(json.dumps({"version": 1, "objects": objects}))
     return folder
 

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline.models import LoadedModel
-from pipeline.nano.clips import render_clip
-from pipeline.render.film import FilmWriter
 from pipeline.settings import load_settings
 
-from .conftest import read_rows, run_label
+from .conftest import CUT, read_rows, run_label
 
-CUT, FRAMES = 8, 18
+FRAMES = 18
 EARLY, LATE, BOTH = 1, 2, 3
-
-
-@pytest.fixture(scope="module")
-def two_shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two drawn clips in one video; objects prompted on frame 0, on frame 12, and on frames 2 and 14."""
-    folder = tmp_path_factory.mktemp("cuts")
-    shots = [render_clip(seed, frames=10, size=160, mix={"exit": 0.0}) for seed in (900_100_006, 900_100_011)]
-    with FilmWriter(folder / "clip.mp4", 25.0, quality=8) as film:
-        for frame in (*shots[0].frames_thw3[:CUT], *shots[1].frames_thw3):
-            film.append(frame)
-
-    def click(frame: int) -> dict[str, object]:
-        shot, at = (shots[0], frame) if frame < CUT else (shots[1], frame - CUT)
-        ys, xs = np.nonzero(shot.mask(shot.object_ids[0])[at])
-        middle = len(xs) // 2
-        return {"frame_index": frame, "points": [[int(xs[middle]), int(ys[middle]), 1]]}
-
-    prompts = {EARLY: [click(0)], LATE: [click(12)], BOTH: [click(2), click(14)]}
-    objects = [{"object_id": one, "prompts": found} for one, found in prompts.items()]
-    (folder / "clip.prompts.json").write_text(json.dumps({"version": 1, "objects": objects}))
-    return folder
 
 
 def label(two_shots: Path, out: Path, nano: LoadedModel, **settings: object) -> pd.DataFrame:

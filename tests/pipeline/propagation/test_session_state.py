@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PropagationError
 from pipeline.prompts import FramePrompt
 from pipeline.propagate import FrameResult, Session
 
-from .conftest import Clip, box, click, mask, prompt_set
+from .conftest import FRAMES, Clip, box, click, mask, prompt_set
 
 OBJECTS = [
     [click(0, 50, 35), click(9, 57, 42)],
@@ -43,20 +43,27 @@ def assert_same(one: list[FrameResult], other: list[FrameResult]) -> None:
             assert x is None or torch.equal(x, y)
 
 
+CUT = 8  # parts objects 1 and 2 from what comes, and object 3 from what was
+
+
 @pytest.fixture(scope="module")
 def whole(model: Any, clip: Clip) -> list[list[FrameResult]]:
     session = Session(model, prompt_set(*OBJECTS), clip.video_hw, clip.num_frames, max_group=1)
+    session.barriers.add(CUT)
     session.prepare(clip.read)
     return [*session.forward(clip.frames()), *session.backward(clip.read)]
 
 
 @settings(max_examples=6, deadline=None)
 @given(stop=st.integers(1, 33))
+@example(stop=CUT)
+@example(stop=FRAMES + 1)
 def test_it_goes_on_from_any_frame_of_either_pass(
     model: Any, clip: Clip, whole: list[list[FrameResult]], stop: int
 ) -> None:
     prompts = prompt_set(*OBJECTS)
     first = Session(model, prompts, clip.video_hw, clip.num_frames, max_group=1)
+    first.barriers.add(CUT)
     first.prepare(clip.read)
     done: list[list[FrameResult]] = []
     for results in first.forward(clip.frames()):
