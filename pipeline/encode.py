@@ -50,7 +50,8 @@ class PassWriters:
 class EncodeStage:
     """Encodes frames behind the device stage; at most `WAITING_CHUNKS` chunks wait, so memory is bounded.
 
-    A context manager: leaving it waits for what was submitted, and raises what went wrong.
+    A context manager: leaving it waits for what was submitted, and raises what went wrong. A chunk that failed fails
+    every later call as well: nothing comes after rows that are missing.
 
     Args:
         context: of the video.
@@ -83,16 +84,20 @@ class EncodeStage:
     def drain(self) -> None:
         """Wait until every frame that was submitted is with its writers."""
         self._send()
-        while self._running:
-            self._running.popleft().result()
+        self._wait(0)
 
     def _send(self) -> None:
         if not self._chunk:
             return
-        while len(self._running) >= WAITING_CHUNKS:
-            self._running.popleft().result()
+        self._wait(WAITING_CHUNKS - 1)
         self._running.append(self._pool.submit(self._encode, self._chunk))
         self._chunk = []
+
+    def _wait(self, waiting: int) -> None:
+        """Until no more than so many chunks wait."""
+        while len(self._running) > waiting:
+            self._running[0].result()  # one that failed stays the first
+            self._running.popleft()
 
     def _encode(self, chunk: list[tuple[float, list[ScoredResult]]]) -> None:
         context = self.context
@@ -135,6 +140,7 @@ def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> d
         "bbox_xyxy": None if encoded is None else encoded.bbox_xyxy,
         "visibility": visibility,
         "prompted": result.prompted,
+        "prompt_xyxy": result.prompt_xyxy,
         "auto": result.object_id in context.auto,
         "direction": result.direction,
         "sam_score": result.sam_score,

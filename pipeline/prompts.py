@@ -71,6 +71,11 @@ class FramePrompt:
             return "mask"
         return "click" if self.box_xyxy is None else "box"
 
+    @property
+    def auto_xyxy(self) -> tuple[float, ...] | None:
+        """The box if nobody gave it: prompts that a person gave are in their file, these nowhere but in the facts."""
+        return tuple(self.box_xyxy.tolist()) if self.auto and self.box_xyxy is not None else None
+
 
 @dataclass(frozen=True, eq=False)
 class ObjectPrompts:
@@ -93,12 +98,12 @@ class ObjectPrompts:
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:
-    """The prompts of one video, ascending by object_id, at least one object.
+    """The prompts of one video, ascending by object_id; no object where they are yet to be found automatically.
 
     Args:
         objects: objects with their prompts.
         sha256: hash of the content in its one canonical form: the same prompts in another order, spelling or file
-            (an RLE mask or the PNG of it) have the same hash.
+            (an RLE mask or the PNG of it) have the same hash. Of a set without objects: of how they will be found.
         source: where they came from, for messages.
     """
 
@@ -107,7 +112,10 @@ class PromptSet:
     source: str
 
     def to_json(self) -> str:
-        """The canonical content, which `parse_prompts` reads back to the same hash."""
+        """The canonical content. `parse_prompts` reads it back to the same hash, if a person gave all of it.
+
+        It refuses what only the product says: `auto` prompts, an `earliest` frame, a set without objects.
+        """
         return _canonical(self.objects)
 
     def validate(self, info: VideoInfo) -> None:
@@ -120,8 +128,11 @@ class PromptSet:
             for prompt in item.frames:
                 where = f"object {item.object_id} in {self.source}"
                 if prompt.frame_index >= info.num_frames:
-                    expected = f"a frame in 0..{info.num_frames - 1} of {info.path.name}"
-                    raise PromptError(expected, f"frame {prompt.frame_index} for {where}", "correct frame_index")
+                    expected, step = f"a frame in 0..{info.num_frames - 1} of {info.path.name}", "correct frame_index"
+                    if info.damage is not None:
+                        expected += f", which is damaged from frame {info.num_frames} on"
+                        step = "prompt on an earlier frame, or copy or download the video again"
+                    raise PromptError(expected, f"frame {prompt.frame_index} for {where}", step)
                 _require_on_picture(prompt, info.width, info.height, f"frame {prompt.frame_index} of {where}")
 
 
@@ -333,7 +344,8 @@ def _canonical(objects: tuple[ObjectPrompts, ...]) -> str:
 
 
 def _plain_object(item: ObjectPrompts) -> dict[str, Any]:
-    return {"object_id": item.object_id, "label": item.label, "prompts": [_plain_frame(f) for f in item.frames]}
+    plain = {"object_id": item.object_id, "label": item.label, "prompts": [_plain_frame(f) for f in item.frames]}
+    return {**plain, "earliest": item.earliest} if item.earliest else plain
 
 
 def _plain_frame(prompt: FramePrompt) -> dict[str, Any]:

@@ -233,13 +233,31 @@ class Session:
             for track in self.tracks:
                 self._rule.forget(track, track.first, reverse=True)
         self._advance(("prepared", "forward", "backward"), "backward")
+        spans = [(self._farthest_back(track), track) for track in self.tracks]
         for index in frames:
-            tracks = [t for t in self.tracks if self._farthest_back(t) <= index < t.first]
+            tracks = [track for start, track in spans if start <= index < track.first]
             with self._capture, torch.inference_mode(), self._autocast():
                 feats = self._features(index, read(index))
                 results = self._propagate(tracks, index, feats, reverse=True)
             self.next_frame = index - 1
             yield [results[track.object_id] for track in tracks]
+
+    def replay(
+        self,
+        tracks: list[Track],
+        index: int,
+        rgb_hw3: NDArray[np.uint8],
+        review: Callable[[Steps, Features, dict[int, FrameResult]], None],
+    ) -> None:
+        """Propagate some tracks onto a frame again, outside of the passes, to rebuild what they remember of it.
+
+        Args:
+            index: a frame whose forward memories are there, so far as they are in reach.
+            review: called with what came out, by object_id, which every track remembers by now; it may put that right.
+        """
+        with self._capture, torch.inference_mode(), self._autocast():
+            feats = self._steps.features(index, rgb_hw3)
+            review(self._steps, feats, self._propagate(tracks, index, feats, reverse=False))
 
     def end(self, object_id: int) -> None:
         """Follow an object no further in the forward pass, and forget what only that would need."""
@@ -337,6 +355,7 @@ class Session:
                     candidate_scores_3=call.candidate_scores_n3[row].float() if call and self.keep_candidates else None,
                     chosen=None if call is None else int(chosen),
                     tokens_2d=None if tokens_n2d is None else tokens_n2d[row],
+                    prompt_xyxy=track.prompts[index].auto_xyxy if index in track.prompts else None,
                 )
         return results
 

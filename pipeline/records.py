@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from usam import targets
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 METADATA_PREFIX = "masksieve."
 
 IOU_HEADS = (*targets.IOU_HEADS, targets.TRACKED_HEAD)
@@ -49,6 +49,7 @@ MASKS = pa.schema(
         pa.field("bbox_xyxy", _BBOX),  # pixels, right and lower edge exclusive; null when there is no pixel
         _required("visibility", pa.string()),
         pa.field("prompted", pa.string()),
+        pa.field("prompt_xyxy", _BBOX),  # the box that the automatic prompter put on this frame, pixels; else null
         _required("auto", pa.bool_()),  # the automatic prompter found the object, no person pointed at it
         _required("direction", pa.string()),
         pa.field("sam_score", pa.float32()),
@@ -121,9 +122,12 @@ REVIEW = pa.schema(
 """Rows that a person should see: decision `review`, and the audited ones among the accepted."""
 
 
-# What a column says in facts of an older schema, which lack it: no object was found automatically then, and no cut
-# was looked for, as with `propagate.on_cut: ignore`.
-_ADDED: dict[str, dict[str, Any]] = {"1": {"auto": False, "shot_index": 0, "across_cut": False}}
+# What a column says in facts of an older schema, which lack it: in version 1 no object was found automatically, and no
+# cut was looked for, as with `propagate.on_cut: ignore`; up to version 2 the box of an automatic prompt was not kept.
+_ADDED: dict[str, dict[str, Any]] = {
+    "1": {"prompt_xyxy": None, "auto": False, "shot_index": 0, "across_cut": False},
+    "2": {"prompt_xyxy": None},
+}
 
 
 def upgraded(facts: pa.RecordBatch, version: str) -> pa.RecordBatch:

@@ -20,6 +20,7 @@ class FrameResult:
         prompted:     what the frame was prompted by: "click", "box", "mask", "auto"; None if it was not.
         visibility:   "absent" is the model's own statement (object score <= 0); "untracked" is where the object is not
                       followed: before its first prompt, after a barrier, after its end.
+        prompt_xyxy:  x0, y0, x1, y1 in px of the video, the box of the automatic prompt on this frame; else None.
         logits_hw:    (image_size / 4, same) float32 mask logits, -1024 everywhere if absent; None if untracked.
         object_score: logit of presence; None if untracked.
         sam_score:    SAM2's IoU prediction of this mask, in [0, 1]; None if the mask was given or untracked.
@@ -40,3 +41,4 @@ class FrameResult:
     candidate_scores_3: Tensor | None = None
     chosen: int | None = None
     tokens_2d: Tensor | None = None
+    prompt_xyxy: tuple[float, ...] | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pipeline.errors import PropagationError
 from pipeline.prompts import FramePrompt, PromptSet, prompt_set
 from pipeline.propagate import ReadFrame, Session
 from pipeline.results import FrameResult
-from pipeline.steps import NO_OBJECT_LOGIT, Features
+from pipeline.steps import NO_OBJECT_LOGIT, Features, Steps
 from pipeline.stored_masks import StoredMask, StoredMasks
 from pipeline.track import Memory, MemoryRule, Track
 
@@ -52,21 +53,29 @@ def resume_session(
     """A session that goes forward from frame `t`, with memory rebuilt from what was stored.
 
     Args:
-        model, prompts, video_hw, num_frames, options: as `Session` takes them; `reverse` is False unless asked for.
+        model, prompts, video_hw, num_frames, options: as `Session` takes them, but for `reverse`: what lies before `t`
+            is finished. Of a video that nobody prompted, the prompts are those of `stored_masks.found_objects`.
         stored: masks of `frames_remembered`, of every object that was followed there.
         t: the first frame that `forward` will take, 0..num_frames - 1.
         read: gives conditioning frames and the frames before `t`, (image_size, image_size, 3) uint8 RGB.
         barriers: scene cuts that no object was followed across.
-    Returns: a prepared session; give `forward` the frames from `t` on.
-    Raises:  PropagationError for a frame outside of the video, or if an object that was followed has no stored mask.
+    Returns: a prepared session; give `forward` the frames from `t` on. An object that the automatic prompter found has
+             results only where it is followed, and none from where its stored masks end.
+    Raises:  PropagationError for a frame outside of the video, with reverse=True, or if an object has no stored mask
+             where it must have been followed: after a prompt that a person gave, with no barrier between.
     """
     if not 0 <= t < num_frames:
         raise PropagationError(f"a frame in 0..{num_frames - 1} to go on from", str(t), "correct t")
-    session = Session(model, prompts, video_hw, num_frames, **{"reverse": False, **options})
+    if options.pop("reverse", False):
+        raise PropagationError(
+            "reverse=False to go on from stored masks", "reverse=True", "what lies before is stored; use `corrected`"
+        )
+    session = Session(model, prompts, video_hw, num_frames, reverse=False, **options)
     session.barriers.update(barriers)
     session.prepare(read)
     _replay(session, stored, t, read)
     for track in session.tracks:
+        track.discovered = all(prompt.auto for prompt in track.prompts.values())
         track.active = track.first < t and (t - 1 in track.prompts or stored.get(track.object_id, t - 1) is not None)
     session.prompted = {key: result for key, result in session.prompted.items() if key[1] >= t}
     session.next_frame = t
@@ -93,7 +102,7 @@ def corrected(
     Args:
         prompts: those of the finished session.
         corrections: further prompts, by object. One on a frame that has a prompt of the object replaces it; an object
-            that is new is followed like any other.
+            that is new is followed like any other, and one that was found automatically is followed to the end.
         fast: False propagates a corrected object whole, from its first prompt and both ways: bit-identical to a fresh
             session of these objects with all prompts. True goes only from each correction to the next prompt, and back
             to the one before. It remembers the prompts alone: masks next to a correction are likely wrong as well, and
@@ -165,17 +174,39 @@ def _replay(session: Session, stored: StoredMasks, t: int, read: ReadFrame) -> N
     for index in frames_remembered(session.model, session.num_frames, t):
         followed: dict[int, tuple[Track, StoredMask]] = {}
         for track in session.tracks:
+            if index <= track.first or index in track.prompts:
+                continue
             mask = stored.get(track.object_id, index)
-            if mask is not None and index > track.first and index not in track.prompts:
+            if mask is not None:
                 followed[track.object_id] = track, mask
+            elif _must_be_followed(track, index, session.barriers):
+                raise PropagationError(
+                    f"a stored mask of object {track.object_id} on frame {index}",
+                    "none",
+                    "give the masks of all `frames_remembered`, and the cuts that no object was followed across",
+                )
         if followed:
             tracks = [track for track, _ in followed.values()]
-            with session._capture, torch.inference_mode(), session._autocast():
-                feats = session._steps.features(index, read(index))
-                results = session._propagate(tracks, index, feats, reverse=False)
-                for object_id, (track, mask) in followed.items():
-                    if not _agree(results[object_id], mask):
-                        track.propagated[index] = _encoded(session, feats, mask)
+            session.replay(tracks, index, read(index), partial(_review, index, followed))
+
+
+def _must_be_followed(track: Track, index: int, barriers: Collection[int]) -> bool:
+    """Whether the object was surely followed; one that only the product has prompted so far may have been ended."""
+    given = [frame for frame, prompt in track.prompts.items() if frame <= index and not prompt.auto]
+    return bool(given) and not any(max(given) < barrier <= index for barrier in barriers)
+
+
+def _review(
+    index: int,
+    followed: dict[int, tuple[Track, StoredMask]],
+    steps: Steps,
+    feats: Features,
+    results: dict[int, FrameResult],
+) -> None:
+    """Where the replay strayed from a stored mask, remember the stored one."""
+    for object_id, (track, mask) in followed.items():
+        if not _agree(results[object_id], mask):
+            track.propagated[index] = _encoded(steps, feats, mask)
 
 
 def _agree(result: FrameResult, mask: StoredMask) -> bool:
@@ -184,12 +215,12 @@ def _agree(result: FrameResult, mask: StoredMask) -> bool:
     return rle.iou(made.counts, mask.counts, mask.height, mask.width) >= AGREE_IOU
 
 
-def _encoded(session: Session, feats: Features, mask: StoredMask) -> Memory:
+def _encoded(steps: Steps, feats: Features, mask: StoredMask) -> Memory:
     """The memory of a stored mask by itself.
 
     Source: the pointer as `SAM2Base._use_mask_as_output` makes it, for a mask that a person gave.
     """
-    model, device = session.model, feats.vision[-1].device
+    model, device = steps.model, feats.vision[-1].device
     size = (model.image_size,) * 2
     mask_11hw = torch.from_numpy(mask.mask_hw())[None, None].to(device).float()
     soft_11hw = functional.interpolate(mask_11hw, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -201,7 +232,7 @@ def _encoded(session: Session, feats: Features, mask: StoredMask) -> Memory:
         )
         pointer_1c = model._use_mask_as_output(last, finer, (soft_11hw >= 0.5).float())[5]
     score_11 = torch.full((1, 1), 1.0 if mask.present else -1.0, device=device)
-    spatial_1chw = session._steps._remember(feats, _logits(soft_11hw, mask.present), score_11, from_points=False)
+    spatial_1chw = steps.remember(feats, _logits(soft_11hw, mask.present), score_11, from_points=False)
     return Memory(spatial_1chw, pointer_1c)
 
 

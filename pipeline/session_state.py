@@ -48,7 +48,7 @@ def put_state(session: Session, state: dict[str, Any]) -> None:
     if (state.get("version"), state.get("num_frames")) != (VERSION, session.num_frames):
         raise PropagationError(expected, got, again)
     own = {track.object_id: track for track in session.tracks}
-    given = [plain["object_id"] for plain in state["tracks"] if not plain["discovered"]]
+    given = [p["object_id"] for p in state["tracks"] if not p["discovered"] or p["object_id"] in own]
     if sorted(own) != sorted(given):
         raise PropagationError(f"a state of objects {sorted(own)}", f"one of {sorted(given)}", again)
     device = session.device
@@ -104,7 +104,7 @@ def _discovered(plain: dict[str, Any], num_frames: int) -> Track:
 
 
 def _fill(track: Track, plain: dict[str, Any], device: torch.device) -> Track:
-    track.active, track.ended = plain["active"], plain["ended"]
+    track.discovered, track.active, track.ended = plain["discovered"], plain["active"], plain["ended"]
     track.conditioning, track.propagated = (
         {
             int(index): Memory(None if spatial is None else spatial.to(device), pointer.to(device))

@@ -145,7 +145,7 @@ class Steps:
         )
         # "from points" is upstream's name for "a person gave this", masks included
         high_11hw = self._enlarge(out["pred_masks"])
-        spatial_1chw = self._remember(feats, high_11hw, out["object_score_logits"], from_points=True)
+        spatial_1chw = self.remember(feats, high_11hw, out["object_score_logits"], from_points=True)
         track.conditioning[index] = Memory(spatial_1chw, out["obj_ptr"])
         call = self.capture.take() if model.use_obj_ptrs_in_encoder or not given else None
         return Step(
@@ -156,7 +156,7 @@ class Steps:
         size = self.model.image_size
         return functional.interpolate(masks_nmhw, size=(size, size), mode="bilinear", align_corners=False)
 
-    def _remember(self, feats: Features, high_n1hw: Tensor, scores_n1: Tensor, *, from_points: bool) -> Tensor:
+    def remember(self, feats: Features, high_n1hw: Tensor, scores_n1: Tensor, *, from_points: bool) -> Tensor:
         """Encode masks into (n, mem_dim, H, W) memories; the image's own part is computed once for all of them."""
         memory_nchw, position = self.model._encode_new_memory(
             current_vision_feats=feats.vision,
@@ -194,7 +194,7 @@ class Steps:
     ) -> Step:
         pixels_nchw = self._condition(recalls, feats)
         logits_n1hw, high_n1hw, scores_n1, pointers_nc, call = self._decode(pixels_nchw, feats)
-        spatial_nchw = self._remember(feats, high_n1hw, scores_n1, from_points=False)
+        spatial_nchw = self.remember(feats, high_n1hw, scores_n1, from_points=False)
         for row, track in enumerate(tracks):
             pin_spatial, pin_pointer = (-1, -1) if reverse else self.rule.pinned(track)
             memory, pointer = spatial_nchw[row : row + 1], pointers_nc[row : row + 1]

@@ -282,7 +282,8 @@ def test_nothing_committed_and_damaged_facts_are_named(local: Ledger, tmp_path: 
 def _older(record_version: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commit facts as another schema version would have written them."""
     monkeypatch.setattr("pipeline.records.SCHEMA_VERSION", record_version)
-    kept = [name for name in MASKS.names if name not in ("auto", "shot_index", "across_cut")]
+    lacking = {"2": ["prompt_xyxy"]}.get(record_version, ["prompt_xyxy", "auto", "shot_index", "across_cut"])
+    kept = [name for name in MASKS.names if name not in lacking]
     batch = facts(SCORES).select(kept)
     key = facts_key("masks", "first", VIDEO, "000001-old")
     record = write_facts(ledger.store, "masks", key, [batch], batch.schema, {"drop": "first"})
@@ -293,10 +294,11 @@ def _older(record_version: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
 
 
-def test_facts_of_the_first_schema_are_read_as_one_shot_without_automatic_objects(
-    local: Ledger, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_facts_of_an_older_schema_are_read_as_one_shot_without_automatic_objects(
+    local: Ledger, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    _older("1", local, monkeypatch)
+    _older(version, local, monkeypatch)
     assert derive(local.store, local, VIDEO, POLICY).status == "written"
     labels = read(local, "labels")
     assert labels.schema.remove_metadata().equals(LABELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pycocotools import mask as coco
 
 from pipeline.errors import PromptError
 from pipeline.prompt_masks import mask_from_rle, runs_of
-from pipeline.prompts import load_prompts, parse_prompts
+from pipeline.prompts import load_prompts, parse_prompts, prompt_set
 from pipeline.video.probe import VideoInfo
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips"
@@ -78,6 +79,18 @@ def test_hash_follows_content_not_spelling(tmp_path: Path, mask_hw: np.ndarray[A
     assert parse(inline.to_json().encode()).sha256 == inline.sha256
     assert parse(doc(click(0))).sha256 != inline.sha256
     assert parse(doc(click(0), object_id=2)).sha256 != parse(doc(click(0))).sha256
+
+
+def test_how_far_back_an_object_is_followed_is_content() -> None:
+    given = parse(doc(click(5)))
+    assert (
+        given.sha256 == "1d0bc996ce7b70c498cb0e5d9eae24e7790f183f12cd9d31343b4c832d862359"
+    )  # what was labelled before stays the same work
+    bounded = prompt_set([dataclasses.replace(given.objects[0], earliest=3)], "test")
+    assert bounded.sha256 != given.sha256
+    assert json.loads(bounded.to_json())["objects"][0]["earliest"] == 3
+    with pytest.raises(PromptError, match="'earliest'"):
+        parse(bounded.to_json().encode())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import resume, rle
+from pipeline import resume, rle, stored_masks
 from pipeline.encode import RowContext, mask_row
 from pipeline.errors import PropagationError, StorageError
 from pipeline.ledger import Ledger
@@ -151,6 +151,40 @@ def test_an_object_that_was_not_followed_stays_so(nano: Any, scene: SimpleNamesp
     assert all(r.visibility != "untracked" for (o, _), r in again.items() if o == 2)
 
 
+@pytest.mark.parametrize("lost", [11, 14])
+def test_an_object_that_must_have_been_followed_needs_its_masks(
+    nano: Any, scene: SimpleNamespace, run: Results, lost: int
+) -> None:
+    whole = stored_of(run)._masks
+    masks = StoredMasks({key: mask for key, mask in whole.items() if key != (1, lost)})
+    rest = (15, scene.read, VIDEO_HW, FRAMES)
+    with pytest.raises(PropagationError, match=f"mask of object 1 on frame {lost}"):
+        resume_session(nano, scene.prompts, masks, *rest)
+    with pytest.raises(PropagationError, match="mask of object 1"):
+        resume_session(nano, scene.prompts, masks, *rest, barriers=[0, lost + 1])  # not between prompt and frame
+    resume_session(nano, scene.prompts, masks, *rest, barriers=[lost])
+
+
+def test_an_automatic_object_without_masks_has_ended(nano: Any, scene: SimpleNamespace, run: Results) -> None:
+    one, two = scene.prompts.objects
+    auto = ObjectPrompts(1, None, (FramePrompt(0, one.frames[0].points_n2, one.frames[0].labels_n, auto=True),))
+    masks = StoredMasks({key: mask for key, mask in stored_of(run)._masks.items() if key[0] == 2 or key[1] < 10})
+    found, rest = prompt_set([auto, two], "test"), (15, scene.read, VIDEO_HW, FRAMES)
+    session = resume_session(nano, found, masks, *rest)
+    copy = Session.from_state(nano, found, VIDEO_HW, FRAMES, session.state(), reverse=False)
+    for each in (session, copy):
+        again = collect(each.forward(frames(scene.read, 15)))
+        assert sorted(again) == [(2, i) for i in range(15, FRAMES)]
+    revived = merge_prompts(prompt_set([auto], "test"), fix(1, 20, 60, 40, 120, 110))
+    again = collect(resume_session(nano, revived, masks, *rest).forward(frames(scene.read, 15)))
+    assert [i for (_, i), r in sorted(again.items()) if r.logits_hw is not None] == list(range(20, FRAMES))
+
+
+def test_there_is_no_way_back_from_stored_masks(nano: Any, scene: SimpleNamespace, run: Results) -> None:
+    with pytest.raises(PropagationError, match="reverse=False"):
+        resume_session(nano, scene.prompts, stored_of(run), 15, scene.read, VIDEO_HW, FRAMES, reverse=True)
+
+
 @pytest.mark.parametrize("t", [-1, FRAMES])
 def test_a_frame_outside_of_the_video_is_refused(nano: Any, scene: SimpleNamespace, run: Results, t: int) -> None:
     with pytest.raises(PropagationError, match=r"0\.\.29"):
@@ -213,15 +247,17 @@ def test_a_new_prompt_replaces_the_one_on_its_frame_and_leaves_other_objects_out
 # Stored masks ---------------------------------------------------------------------------------------------------------
 
 
-def commit_rows(tmp_path: Path, run: Results, sample: Sample) -> tuple[ObjectStore, Any]:
-    context = RowContext("0" * 64, "clip.mp4", {}, *VIDEO_HW)
+def commit_rows(
+    tmp_path: Path, run: Results, sample: Sample, auto: Any = (), metadata: Any = None
+) -> tuple[ObjectStore, Any]:
+    context = RowContext("0" * 64, "clip.mp4", {}, *VIDEO_HW, auto=set(auto))
     rows = []
     for (_, index), result in sorted(run.items(), key=lambda item: (item[0][1], item[0][0])):
         row = mask_row(context, index / 25, ScoredResult(result))
         rows.append({**row, "frame_index": sample.frame_index(index), "shot_index": 0, "across_cut": False})
     store = ObjectStore(str(tmp_path), StorageSettings())
     batch = pa.RecordBatch.from_pylist(rows, schema=MASKS)
-    file = write_facts(store, "masks", facts_key("masks", "d", "0" * 64, "1"), [batch], MASKS, {})
+    file = write_facts(store, "masks", facts_key("masks", "d", "0" * 64, "1"), [batch], MASKS, metadata or {})
     ledger = Ledger(store)
     from datetime import UTC, datetime
 
@@ -246,3 +282,37 @@ def test_masks_come_back_from_facts_at_positions(tmp_path: Path, run: Results, s
     assert found.get(1, 12) is None
     with pytest.raises(StorageError, match="frame"):
         StoredMasks.from_facts(store, commit, [FRAMES * stride], sample=None)
+
+
+def test_automatic_objects_come_back_from_facts_where_nobody_is_followed_too(
+    tmp_path: Path, nano: Any, scene: SimpleNamespace
+) -> None:
+    box = np.array([60, 40, 120, 110], np.float32) / 3
+    auto = prompt_set([ObjectPrompts(5, None, (FramePrompt(9, box_xyxy=box, auto=True),), 6)], "test")
+    rows = {key: one for key, one in whole_run(nano, auto, scene.read).items() if 6 <= key[1] < 15}
+    sample = Sample(FRAMES * 3, np.arange(FRAMES) * 3)
+    config = {"sampling": {"stride": 3}}
+    store, commit = commit_rows(tmp_path, rows, sample, auto=[5], metadata={"config": config, "num_frames": FRAMES * 3})
+    assert StoredMasks.from_facts(store, commit, range(18, 25), sample=sample)._masks == {}
+    stored = StoredMasks.from_facts(store, commit, range(12, 25), sample=sample)
+    assert sorted(stored._masks) == [(5, 12), (5, 13), (5, 14)]
+    found = stored_masks.found_objects(store, commit, sample=sample)
+    assert found.sha256 == auto.sha256  # the very boxes, and how far back
+    with pytest.raises(StorageError, match=f"frame {FRAMES}"):
+        StoredMasks.from_facts(store, commit, [FRAMES], sample=sample)
+    with pytest.raises(StorageError, match="name the sample"):
+        StoredMasks.from_facts(store, commit, range(1, 3))
+
+
+def test_frames_past_the_end_of_an_automatic_video_are_refused(tmp_path: Path, run: Results) -> None:
+    store, commit = commit_rows(tmp_path, {}, Sample(FRAMES), metadata={"num_frames": FRAMES})
+    assert StoredMasks.from_facts(store, commit, range(FRAMES))._masks == {}
+    assert stored_masks.found_objects(store, commit).objects == ()
+    with pytest.raises(StorageError, match=f"frame {FRAMES}"):
+        StoredMasks.from_facts(store, commit, [FRAMES])
+
+
+def test_automatic_objects_without_their_boxes_are_refused(tmp_path: Path, run: Results) -> None:
+    store, commit = commit_rows(tmp_path, run, Sample(FRAMES), auto=[1])
+    with pytest.raises(StorageError, match="label again"):
+        stored_masks.found_objects(store, commit)

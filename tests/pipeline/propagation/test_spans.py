@@ -50,6 +50,20 @@ def test_a_barrier_may_come_while_frames_are_taken(model: Any, clip: Clip) -> No
     assert followed(list(session.forward(frames())), 1) == [0, 1, 2, 3, 4]
 
 
+def test_the_reverse_pass_asks_for_the_barriers_once_per_object(model: Any, clip: Clip) -> None:
+    class Counted(set[int]):
+        asked = 0
+
+        def __iter__(self) -> Any:
+            Counted.asked += 1
+            return super().__iter__()
+
+    session = start(model, clip, [click(9, 50, 35)], [click(14, 50, 35)])
+    session.barriers = Counted({3})
+    assert len(list(session.backward(clip.read))) == 11
+    assert Counted.asked <= 2 * len(session.tracks)
+
+
 def test_a_prompt_on_a_barrier_counts(model: Any, clip: Clip) -> None:
     session = start(model, clip, [click(6, 50, 35)])
     session.barriers.add(6)
