@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ShapeError
 
+METHOD = 1  # counted up when other cuts come out of the same threshold, so that videos are labelled anew
 SIDE = 32  # cells of the thumbnail a side
 REACH = 12  # cells that the picture may have moved between two frames and still be lined up
 RECENT = 8  # frames whose unrest raises the bar

@@ -84,9 +84,16 @@ def local_video(
 def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: StorageSettings) -> PromptSet:
     """The prompts that were given.
 
-    Raises: PromptError if there are none (the message says how to go on), or they cannot be read.
+    Raises: PromptError if there are none (the message says how to go on), or they cannot be read. A set without objects
+            is none: how objects are found automatically is for the settings alone to say.
     """
     if isinstance(prompts, PromptSet):
+        if not prompts.objects:
+            raise PromptError(
+                f"at least one object in the prompts for {video}",
+                f"none in {prompts.source}",
+                "add one, or pass None with prompts.on_missing: auto",
+            )
         return prompts
     if prompts is None:
         stem = PurePosixPath(video).stem
