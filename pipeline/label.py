@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline import temporal
+from pipeline import shots, temporal
 from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.discover import automatic_prompts
 from pipeline.encode import RowContext
 from pipeline.errors import MasksieveError, StorageError
-from pipeline.job_checkpoint import JobCheckpoint, open_checkpoint
+from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, cache_root, load_model
 from pipeline.prompts import PromptSet
@@ -146,15 +146,19 @@ def label_video(
         if settings.score.bank is not None:
             bank = load_bank(settings.score.bank, model_sha256=loaded.sha256)
         heads_sha256 = None if bank is None else bank_sha256(bank)
+        info = info.for_frames(sample.indices)  # who reads them, and so what the facts say
         config = facts_config(info, settings)
         key = work_key(local.video_id, found.sha256, loaded.sha256, heads_sha256, config)
         commit = ledger.newest(local.video_id)
         fresh = commit is None or commit.work_key != key
+        metadata = facts_metadata(info, loaded, heads_sha256, config)
+        checkpoints, made_by = _checkpoints(local, loaded, settings, metadata)
         if commit is None or fresh:
             parent = 0 if commit is None else commit.generation
-            metadata = facts_metadata(info, loaded, heads_sha256, config)
             run_id = uuid.uuid4().hex
-            checkpoint = _checkpoint(key, local, loaded, settings, metadata)
+            checkpoint: JobCheckpoint | None = None
+            if (seconds := settings.output.checkpoint_seconds) is not None:
+                checkpoint = open_checkpoint(checkpoints, key, made_by, seconds)
             if checkpoint is not None:
                 stack.callback(checkpoint.release)
             job = _job(local, info, sample, found, loaded, bank, settings, scratch)
@@ -174,6 +178,8 @@ def label_video(
                 _discard(store, files)
             if checkpoint is not None:
                 checkpoint.discard()
+        else:
+            discard_checkpoint(checkpoints, key, made_by)
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
         return _report(video, commit, derived, len(sample), found, bank, settings, fresh, time.monotonic() - started)
 
@@ -199,11 +205,9 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
     sampling = settings.decode.model_dump(include={"stride", "fps", "start_seconds", "end_seconds"})
     return {
         "decoder": info.decoder,
-        "reverse": settings.propagate.reverse,
-        "exact": settings.propagate.exact,
-        "max_group": settings.propagate.max_group,
-        "on_cut": settings.propagate.on_cut,
+        **settings.propagate.model_dump(include={"reverse", "exact", "max_group", "on_cut"}),
         "cut_threshold": None if settings.propagate.on_cut == "ignore" else settings.propagate.cut_threshold,
+        "cut_method": None if settings.propagate.on_cut == "ignore" else shots.METHOD,
         "precision": settings.model.precision,
         "candidates": settings.output.candidates,
         "tokens": settings.output.tokens,
@@ -223,6 +227,7 @@ def facts_metadata(
         "heads_sha256": heads_sha256,
         "decoder": {"name": info.decoder, "reason": info.decoder_reason},
         "fps": info.fps,
+        "num_frames": info.num_frames,
         "software": software_versions("torch", "sam2", "decord", "av", "pycocotools"),
     }
 
@@ -236,13 +241,10 @@ def bank_sha256(bank: HeadBank) -> str:
     return digest.hexdigest()
 
 
-def _checkpoint(
-    key: str, source: LocalVideo, loaded: LoadedModel, settings: Settings, metadata: dict[str, Any]
-) -> JobCheckpoint | None:
-    """Where this very work is saved between frames; None if that is turned off, or cannot be done."""
-    every_seconds = settings.output.checkpoint_seconds
-    if every_seconds is None:
-        return None
+def _checkpoints(
+    source: LocalVideo, loaded: LoadedModel, settings: Settings, metadata: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Where jobs are saved between frames, and what must be the same for one to go on bit by bit."""
     root = settings.output.scratch_dir or cache_root(settings.model.cache_dir)
     with torch_threads(settings, loaded):
         made_by = {
@@ -250,7 +252,7 @@ def _checkpoint(
             "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
             "gpu": torch.cuda.get_device_name(loaded.device) if loaded.device.startswith("cuda") else None,
         }  # fmt: skip
-    return open_checkpoint(root / "checkpoints", key, made_by, every_seconds)
+    return root / "checkpoints", made_by
 
 
 def _job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline import shots
 from pipeline.errors import ShapeError
+from pipeline.label import facts_config
 from pipeline.nano.clips import render_clip
+from pipeline.settings import load_settings
 from pipeline.shots import ShotDetector
+from pipeline.video.probe import VideoInfo
 
 SIZE = 128
 EASY = dict.fromkeys(("camouflage", "low_contrast", "noise", "fast", "flicker"), 0.0)
@@ -189,3 +194,14 @@ def test_another_kind_of_picture_is_refused() -> None:
     for frame in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 4), np.uint8)):
         with pytest.raises(ShapeError, match="uint8"):
             ShotDetector().is_cut(frame)
+
+
+def test_another_way_to_find_cuts_is_other_work_where_cuts_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = VideoInfo(Path("clip.mp4"), 64, 48, 10, 25.0, 0.4, "h264", "mov", 0, "decord", "test")
+    changed = []
+    for on_cut in ("flag", "stop", "ignore"):
+        wanted = load_settings(None, {"propagate.on_cut": on_cut})
+        before = facts_config(info, wanted)
+        monkeypatch.setattr(shots, "METHOD", shots.METHOD + 1)
+        changed.append(facts_config(info, wanted) != before)
+    assert changed == [True, True, False]

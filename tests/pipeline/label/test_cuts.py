@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.label import label_video
 from pipeline.models import LoadedModel
 from pipeline.settings import load_settings
 
@@ -83,3 +84,17 @@ def test_another_way_with_cuts_is_other_work(two_shots: Path, nano: LoadedModel,
 
     assert [generation(), generation(on_cut="ignore"), generation(on_cut="ignore", cut_threshold=0.9)] == [1, 2, 2]
     assert generation(cut_threshold=0.9) == 3
+
+
+def test_a_video_without_prompts_is_looked_at_where_a_shot_begins(
+    two_shots: Path, tmp_path: Path, nano: LoadedModel
+) -> None:
+    rules = {"every_frames": 50, "min_score": 0.3, "min_stability": 0.3}
+    settings = load_settings(None, {"prompts.on_missing": "auto", "prompts.auto": rules})
+    label_video(str(two_shots / "clip.mp4"), None, str(tmp_path), settings, model=nano)
+    rows = read_rows(tmp_path)
+    assert settings.propagate.on_cut == "flag"
+    assert {0, CUT} <= set(rows.frame_index[rows.prompted.notna()]) <= {0, CUT, FRAMES - 1}
+    fresh = rows[rows.object_id.isin(rows.object_id[(rows.prompted == "auto") & (rows.frame_index == CUT)])]
+    assert fresh.frame_index.min() == CUT
+    assert not fresh.across_cut.any()

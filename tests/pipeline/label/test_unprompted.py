@@ -10,11 +10,19 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline import rle
+from pipeline.discover import automatic_prompts
 from pipeline.errors import PromptError
 from pipeline.label import VideoReport, label_video
+from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel
+from pipeline.prompts import FramePrompt, ObjectPrompts, prompt_set
 from pipeline.render.film import FilmWriter
-from pipeline.settings import Settings, load_settings
+from pipeline.resume import corrected, frames_remembered, resume_session
+from pipeline.settings import Settings, StorageSettings, load_settings
+from pipeline.storage.objects import ObjectStore
+from pipeline.stored_masks import StoredMasks, found_objects
+from pipeline.video.probe import probe_video
+from pipeline.video.stream import FrameStream
 
 from .conftest import read_rows
 
@@ -178,3 +186,48 @@ def test_sampled_frames_are_looked_at_by_their_number_in_the_sample(
     assert set(rows.frame_index) <= set(range(0, FRAMES, 2))
     late = track_of(rows, "enters", FRAMES - 2)
     assert late.set_index("frame_index").prompted.dropna().index.tolist() == [2 * LOOK]
+
+
+def test_a_set_without_objects_does_not_ask_for_automatic_ones(night: Path, nano: LoadedModel, tmp_path: Path) -> None:
+    for empty in (prompt_set((), "nothing"), automatic_prompts(load_settings().prompts.auto)):
+        for settings in (load_settings(), auto()):
+            with pytest.raises(PromptError, match="on_missing"):
+                label_video(str(night / "discs.mp4"), empty, str(tmp_path), settings, model=nano)
+
+
+def test_a_finished_video_is_gone_on_with_and_corrected(
+    night: Path, nano: LoadedModel, labelled: tuple[Path, VideoReport]
+) -> None:
+    out, report = labelled
+    rows = read_rows(out).set_index(["object_id", "frame_index"])
+    store, settings = ObjectStore(str(out), StorageSettings()), load_settings()
+    commit = Ledger(store).newest(report.video_id)
+    assert commit is not None
+    with FrameStream(
+        probe_video(night / "discs.mp4", settings.decode), settings.decode, resize=nano.image_size
+    ) as seen:
+        frames = list(seen)
+    found = found_objects(store, commit)
+    assert [one.object_id for one in found.objects] == sorted(set(rows.index.get_level_values(0)))
+
+    def likeness(result: object) -> float:
+        row = rows.loc[(result.object_id, result.frame_index)]  # type: ignore[attr-defined]
+        counts = rle.encode_logits(result.logits_hw.numpy(), SIZE, SIZE).counts  # type: ignore[attr-defined]
+        return rle.iou(counts, row.rle, SIZE, SIZE) if row.visibility == "visible" else 1.0
+
+    t, where = FRAMES - 5, ((SIZE, SIZE), FRAMES)
+    stored = StoredMasks.from_facts(store, commit, frames_remembered(nano.model, FRAMES, t))
+    session = resume_session(nano.model, found, stored, t, lambda index: frames[index].rgb_hw3, *where)
+    again = [result for results in session.forward(frames[t:]) for result in results]
+    assert {(one.object_id, one.frame_index) for one in again} == {key for key in rows.index if key[1] >= t}
+    assert min(map(likeness, again)) > 0.9
+
+    late = track_of(rows.reset_index(), "enters", FRAMES - 2)
+    one, first = int(late.object_id.iloc[0]), int(late.frame_index.min())
+    x, y, r = truth(FRAMES - 3)["enters"]
+    box = FramePrompt(FRAMES - 3, box_xyxy=np.array([x - r, y - r, x + r, y + r], np.float32))
+    correction = prompt_set([ObjectPrompts(one, None, (box,))], "review")
+    passes = corrected(nano.model, found, correction, lambda index: frames[index].rgb_hw3, *where)
+    changed = [result for results in passes for result in results if result.logits_hw is not None]
+    assert {result.object_id for result in changed} == {one}
+    assert sorted(result.frame_index for result in changed) == list(range(first, FRAMES))
