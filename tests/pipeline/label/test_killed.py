@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -15,13 +16,17 @@ from typing import Any
 
 import pytest
 
+from pipeline.encode import EncodeStage
+from pipeline.errors import DiskSpaceError, PropagationError
+from pipeline.job_checkpoint import JobCheckpoint
 from pipeline.label import Progress
 from pipeline.models import LoadedModel
+from pipeline.propagate import Session
 from pipeline.render.film import FilmWriter
 from pipeline.settings import Settings, load_settings
 from pipeline.video.stream import FrameStream
 
-from .conftest import run_label
+from .conftest import CUT, read_rows, run_label
 from .test_unprompted import picture
 
 LAYERS = ("masks", "candidates", "tokens")
@@ -84,11 +89,11 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bytes(
 def test_it_goes_on_again_and_again(
     drop: Path, nano: LoadedModel, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[int | None] = []
+    decoded: list[int] = []
     init = FrameStream.__init__
 
     def noting(self: FrameStream, *args: Any, **more: Any) -> None:
-        decoded.append(None if more["indices"] is None else more["indices"][0])
+        decoded.append(more["start"])
         init(self, *args, **more)
 
     monkeypatch.setattr(FrameStream, "__init__", noting)
@@ -97,7 +102,7 @@ def test_it_goes_on_again_and_again(
         start_and_die(drop, tmp_path / "out", nano, settings, stage, done)
     run_label(drop, tmp_path / "out", nano, settings)
     assert facts(tmp_path / "out") == whole
-    assert decoded == [None, 6, 6, 8]  # never again what is behind; in the backward pass nothing at all
+    assert decoded == [0, 6, 6, 8]  # never again what is behind; in the backward pass nothing at all
 
 
 @pytest.mark.parametrize("stage", ["propagate", "backward"])
@@ -135,9 +140,6 @@ def test_other_settings_prompts_or_threads_do_not_go_on_from_it(drop: Path, nano
 def test_a_checkpoint_that_leads_to_a_failure_is_given_up(
     drop: Path, nano: LoadedModel, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.errors import PropagationError
-    from pipeline.propagate import Session
-
     settings = load_settings(None, options(tmp_path / "scratch"))
     start_and_die(drop, tmp_path / "out", nano, settings, "propagate", 7)
 
@@ -153,13 +155,87 @@ def test_a_checkpoint_that_leads_to_a_failure_is_given_up(
     assert facts(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("more", [{"decode.stride": 3}, {"propagate.on_cut": "stop"}], ids=str)
-def test_sampled_and_cut_videos_go_on_too(drop: Path, nano: LoadedModel, tmp_path: Path, more: dict[str, Any]) -> None:
-    run_label(drop, tmp_path / "whole", nano, load_settings(None, options(tmp_path / "scratch", **more)))
-    settings = load_settings(None, options(tmp_path / "scratch", **more))
+def test_a_sampled_video_goes_on_too(drop: Path, nano: LoadedModel, tmp_path: Path) -> None:
+    settings = load_settings(None, options(tmp_path / "scratch", **{"decode.stride": 3}))
+    run_label(drop, tmp_path / "whole", nano, settings)
     start_and_die(drop, tmp_path / "out", nano, settings, "propagate", 5)
     run_label(drop, tmp_path / "out", nano, settings)
     assert facts(tmp_path / "out") == facts(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("stage", "done"), [("propagate", CUT + 1), ("propagate", 13), ("backward", 3), ("backward", 5)]
+)
+def test_a_track_that_a_cut_stopped_stays_stopped(
+    two_shots: Path, nano: LoadedModel, tmp_path: Path, stage: str, done: int
+) -> None:
+    settings = load_settings(None, options(tmp_path / "scratch", **{"propagate.on_cut": "stop"}))
+    run_label(two_shots, tmp_path / "whole", nano, settings)
+    start_and_die(two_shots, tmp_path / "out", nano, settings, stage, done)
+    run_label(two_shots, tmp_path / "out", nano, settings)
+    assert facts(tmp_path / "out") == facts(tmp_path / "whole")
+    rows = read_rows(tmp_path / "out")
+    followed = rows[rows.visibility != "untracked"].groupby("object_id").frame_index
+    assert followed.max()[1] == CUT - 1
+    assert followed.min()[2] == CUT
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_rows_that_cannot_be_written_fail_the_job_and_not_only_its_checkpoint(
+    drop: Path, nano: LoadedModel, tmp_path: Path, whole: dict[str, bytes], nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = EncodeStage._encode, itertools.count(1)
+
+    def full_for_a_moment(self: EncodeStage, chunk: Any) -> None:
+        if next(calls) == nth:
+            raise DiskSpaceError("room for the scratch rows", "a full disk", "free space")
+        real(self, chunk)
+
+    monkeypatch.setattr(EncodeStage, "_encode", full_for_a_moment)
+    settings = load_settings(None, options(tmp_path / "scratch"))
+    with pytest.raises(DiskSpaceError, match="scratch rows"):
+        run_label(drop, tmp_path / "out", nano, settings)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    assert run_label(drop, tmp_path / "out", nano, settings).status == "labelled"
+    assert facts(tmp_path / "out") == whole
+
+
+def test_checkpoints_that_cannot_be_written_cost_the_job_nothing(
+    drop: Path, nano: LoadedModel, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DiskSpaceError("room for a checkpoint", "a full disk", "free space")
+
+    monkeypatch.setattr(JobCheckpoint, "save", full)
+    run_label(drop, tmp_path / "out", nano, load_settings(None, options(tmp_path / "scratch")))
+    assert facts(tmp_path / "out") == whole
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_run_killed_after_its_commit_leaves_a_checkpoint_that_the_next_one_removes(
+    drop: Path, nano: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_: object) -> None:
+        raise Killed
+
+    settings = load_settings(None, options(tmp_path / "scratch"))
+    monkeypatch.setattr(JobCheckpoint, "discard", die)
+    with pytest.raises(Killed):
+        run_label(drop, tmp_path / "out", nano, settings)
+    monkeypatch.undo()
+    assert list((tmp_path / "scratch").rglob("state"))
+    assert run_label(drop, tmp_path / "out", nano, settings).generation == 1
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_one_session_is_made_for_a_job_that_goes_on(
+    drop: Path, nano: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, made, init = load_settings(None, options(tmp_path / "scratch")), [], Session.__init__
+    start_and_die(drop, tmp_path / "out", nano, settings, "propagate", 7)
+    monkeypatch.setattr(Session, "__init__", lambda self, *a, **more: (made.append(self), init(self, *a, **more))[1])
+    run_label(drop, tmp_path / "out", nano, settings)
+    assert len(made) == 1
 
 
 def test_found_objects_go_on_too(nano: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
