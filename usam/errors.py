@@ -29,3 +29,11 @@ class ShapeError(MasksieveError):
 
 class HeadError(MasksieveError):
     """A head bank that is missing, damaged, or made for another model."""
+
+
+class DatasetError(MasksieveError):
+    """A data set whose files are missing, odd, or not in the layout that it is published in."""
+
+
+class EvaluationError(MasksieveError):
+    """Columns that cannot be judged: of unequal length, not finite, or with no row left."""
