@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import VideoError
+from pipeline.errors import PromptError, VideoError
 from pipeline.models import LoadedModel
+from pipeline.prompts import load_prompts
 from pipeline.records import read_metadata
 from pipeline.settings import DecodeSettings, load_settings
 from pipeline.video.probe import probe_video
@@ -50,3 +52,14 @@ def test_the_good_prefix_is_labelled(damaged_drop: Path, nano: LoadedModel, tmp_
     metadata = read_metadata(pq.read_schema(facts))
     assert metadata["config"]["good_prefix"] == {"frames": info.num_frames, "damage": info.damage}
     assert run_label(damaged_drop, tmp_path / "out", nano, settings).status == "unchanged"
+
+
+def test_a_prompt_behind_the_good_prefix_is_told_why(damaged_drop: Path) -> None:
+    prompts = load_prompts(damaged_drop / "clip.prompts.json")
+    info = probe_video(damaged_drop / "clip.mp4", DecodeSettings(on_damage="keep_good_prefix"))
+    cut = dataclasses.replace(info, num_frames=4)
+    told = r"0\.\.3 of clip.mp4, which is damaged from frame 4 on, got frame 5 .*; prompt on an earlier frame, or copy"
+    with pytest.raises(PromptError, match=told):
+        prompts.validate(cut)
+    with pytest.raises(PromptError, match=r"0\.\.3 of clip.mp4, got frame 5 .*; correct frame_index"):
+        prompts.validate(dataclasses.replace(cut, damage=None))

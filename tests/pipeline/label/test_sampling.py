@@ -201,3 +201,21 @@ def test_the_film_shows_the_labelled_frames_at_their_own_pace(
         rate = film.streams.video[0].average_rate
         assert rate is not None
         assert float(rate) == pytest.approx((len(CHOSEN) - 1) / (9 / 25), rel=0.01)
+
+
+def test_facts_name_the_decoder_that_read_the_sample(clip: Clip, nano: LoadedModel, tmp_path: Path) -> None:
+    """decord reads a whole video; frames that are 40 apart are sought, which PyAV does."""
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"g": "20"})
+        stream.width, stream.height, stream.pix_fmt = 160, 160, "yuv420p"
+        for index in range(45):
+            picture = av.VideoFrame.from_ndarray(clip.frames_thw3[index % FRAMES], format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    prompts = {"version": 1, "objects": [{"object_id": 1, "prompts": [{"frame_index": 0, "box": [20, 20, 90, 90]}]}]}
+    (tmp_path / "clip.prompts.json").write_text(json.dumps(prompts))
+    for stride, decoder in ((15, "decord"), (40, "pyav")):
+        changes = {"decode.stride": stride, "policy.max_uncertainty": 0.0}
+        run_label(tmp_path, tmp_path / decoder, nano, load_settings(None, changes), progress=None)
+        metadata = read_metadata(pq.read_schema(next((tmp_path / decoder / "masks").rglob("*.parquet"))))
+        assert (metadata["config"]["decoder"], metadata["decoder"]["name"]) == (decoder, decoder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.settings import DecodeSettings
+from pipeline.video.inspect import inspect_video
+from pipeline.video.probe import Limits, VideoInfo, require_file
 
 CLIPS = Path(__file__).parents[4] / "shared" / "data" / "clips"
 
@@ -58,6 +61,23 @@ def write_audio(path: Path) -> Path:
 def decode_directly(path: Path) -> list[np.ndarray[Any, Any]]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24", interpolation="BICUBIC") for frame in container.decode(video=0)]
+
+
+def probe_here(path: Path, settings: DecodeSettings) -> VideoInfo:
+    """`probe_video` without its process; for tests that use `stderr_file`."""
+    require_file(path)
+    return inspect_video(path, Limits.of(settings), lambda count: None)
+
+
+@pytest.fixture
+def stderr_file(tmp_path: Path) -> Iterator[None]:
+    """Stderr is a file, as in the processes that decode: libav's log is read from it."""
+    kept = os.dup(2)
+    with (tmp_path / "stderr").open("w+b") as file:
+        os.dup2(file.fileno(), 2)
+        yield
+        os.dup2(kept, 2)
+    os.close(kept)
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ To save the start of a thousand processes the probe and PyAV run in this one; pr
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +16,14 @@ import pytest
 from pipeline.errors import VideoError
 from pipeline.settings import DecodeSettings
 from pipeline.video.child import decoded_frames
-from pipeline.video.inspect import inspect_video
-from pipeline.video.probe import Limits, VideoInfo, presentation_times, probe_video, require_file
+from pipeline.video.probe import VideoInfo, presentation_times, probe_video
 from pipeline.video.stream import Frame, FrameStream, new_job
 
+from .conftest import probe_here as probe
 from .corpus import GOOD, have_ffmpeg, make_good, reference_frames, reference_times
 from .damage_corpus import DAMAGED, make_damaged
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("stderr_file")]
 BOUNDED_SECONDS = 30.0
 
 
@@ -39,22 +37,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def good_file(name: str, folder: Path) -> Path:
     path = folder / name
     return path if path.exists() else make_good(name, folder)
-
-
-@pytest.fixture(autouse=True)
-def stderr_file(tmp_path: Path) -> Iterator[None]:
-    """Stderr is a file, as in the processes that decode: libav's log is read from it."""
-    kept = os.dup(2)
-    with (tmp_path / "stderr").open("w+b") as file:
-        os.dup2(file.fileno(), 2)
-        yield
-        os.dup2(kept, 2)
-    os.close(kept)
-
-
-def probe(path: Path, settings: DecodeSettings) -> VideoInfo:
-    require_file(path)
-    return inspect_video(path, Limits.of(settings), lambda count: None)
 
 
 def read(info: VideoInfo, settings: DecodeSettings, **choice: object) -> list[Frame]:

@@ -16,7 +16,7 @@ from pipeline.settings import DecodeSettings
 from pipeline.video.probe import presentation_times, probe_video
 from pipeline.video.stream import FrameStream
 
-from .conftest import CLIPS, decode_directly, write_audio, write_video
+from .conftest import CLIPS, decode_directly, probe_here, write_audio, write_video
 
 
 def test_says_what_a_clean_file_is(clip: Path) -> None:
@@ -129,6 +129,7 @@ def test_bad_files_are_refused_in_one_line(
     assert name in str(caught.value)
 
 
+@pytest.mark.usefixtures("stderr_file")
 @pytest.mark.parametrize("movflags", ["", "faststart"])
 def test_an_mp4_cut_anywhere_is_refused_or_whole(tmp_path: Path, movflags: str) -> None:
     path = write_video(tmp_path / "cut.mp4", 60, movflags=movflags)
@@ -137,7 +138,7 @@ def test_an_mp4_cut_anywhere_is_refused_or_whole(tmp_path: Path, movflags: str) 
     for size in range(8, len(data), 97):
         path.write_bytes(data[:size])
         try:
-            frames = probe_video(path, DecodeSettings()).num_frames
+            frames = probe_here(path, DecodeSettings()).num_frames
         except VideoError:
             refused += 1
         else:
@@ -191,6 +192,7 @@ def test_too_large_is_refused(clip: Path, limits: dict[str, int], message: str) 
         probe_video(clip, DecodeSettings(**limits))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="the real clips are not beside this checkout")
 def test_the_real_clips_are_what_their_table_says() -> None:
     found = {path.stem: probe_video(path, DecodeSettings()) for path in CLIPS.glob("*.mp4")}

@@ -354,6 +354,7 @@ def _resident_peak_mb(pid: int | None) -> float:
     return float(status.partition("VmHWM:")[2].split()[0]) / 1e3 if "VmHWM" in status else 0.0
 
 
+@pytest.mark.slow
 def test_frames_that_nobody_wants_do_not_wake_the_watchdog(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder says that it lives while it skips: twenty frames here take twice the watchdog's time."""
     slow = (
