@@ -25,9 +25,10 @@ class Full:
 
 
 def test_nothing_comes_after_rows_that_are_missing() -> None:
-    with pytest.raises(DiskSpaceError), EncodeStage(CONTEXT, PassWriters(Full()), 1) as stage:  # type: ignore[arg-type]
-        stage.submit(0.0, [])
+    stage = EncodeStage(CONTEXT, PassWriters(Full()), 1)  # type: ignore[arg-type]
+    stage.submit(0.0, [])
+    for _ in range(2):
         with pytest.raises(DiskSpaceError):
             stage.drain()
-        with pytest.raises(DiskSpaceError):
-            stage.drain()
+    with pytest.raises(DiskSpaceError):
+        stage.__exit__(None, None, None)
