@@ -41,6 +41,7 @@ def picture(kind: str) -> Callable[[Path], object]:
     ("name", "make", "reads_as"),
     [
         ("concat.mp4", text("ffconcat version 1.0\nfile real.mp4\n"), "concat"),
+        ("unopened.mp4", text("ffconcat version 1.0\nfile absent.mp4\n"), "reads as concat"),  # or it would be missed
         ("hls.m3u8", text(HLS), "hls|m3u8"),
         ("hls.mp4", text(HLS), "hls|readable"),
         ("sdp.mp4", text(SDP), "sdp|readable"),
