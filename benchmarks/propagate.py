@@ -353,7 +353,7 @@ def main() -> None:
                 ],
             )),
             ("wall", lambda: show(
-                f"wall per frame, encoder included; ratio above 1: faster than upstream",
+                "wall per frame, encoder included; ratio above 1: faster than upstream",
                 ["model", "threads", "objects", "side", "ms", "ratio"],
                 [row for label, model, clip in models for row in wall_rows(label, model, clip, [1, 4, 8], {
                     "exact": {"exact": True}, "default": {}, "groups of 2": {"max_group": 2},
