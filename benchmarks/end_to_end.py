@@ -3,7 +3,8 @@
 `python benchmarks/end_to_end.py [--video FILE] [--runs 5] [--seconds 2] [--model hiera_tiny_512] [--objects 2]` prints
 one table, and without options a second one. All sides work on the same frames in one run, alternating; ratios are
 medians. The whole job is measured with its defaults, and without the pictures of the review list. Memory is the peak of
-the proportional set size (PSS) of the labelling process and its decoder together, for the clip and for the same clip
+what the labelling process and its decoder hold of their own (anonymous and shared memory, each page once; the pages of
+libraries come and go with other processes that use them), for the clip and for the same clip
 looped five times.
 """
 
@@ -92,14 +93,15 @@ def whole_seconds(video: Path, prompts: PromptSet, settings: Settings, loaded: L
     return time.perf_counter() - started
 
 
-def tree_pss_mib(pid: int) -> float:
-    """PSS of a process and its descendants, MiB."""
+def tree_memory_mib(pid: int) -> float:
+    """Anonymous and shared memory of a process and its descendants, each page counted once, MiB."""
     total, waiting = 0.0, [pid]
     while waiting:
         one = waiting.pop()
         try:
             rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
-            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+            own = ("Pss_Anon:", "Pss_Shmem:")
+            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(own)) / 1024
             for task in Path(f"/proc/{one}/task").iterdir():
                 waiting += [int(child) for child in (task / "children").read_text().split()]
         except (OSError, StopIteration):
@@ -108,7 +110,7 @@ def tree_pss_mib(pid: int) -> float:
 
 
 def peak_mib(video: Path, out: Path) -> float:
-    """Peak PSS while another process labels the video."""
+    """Peak memory while another process labels the video."""
     prompts = video.with_name(video.stem + ".prompts.json")
     code = (
         "import sys; from pipeline.label import label_video; from pipeline.settings import load_settings;"
@@ -117,7 +119,7 @@ def peak_mib(video: Path, out: Path) -> float:
     child = subprocess.Popen([sys.executable, "-c", code, str(video), str(prompts), str(out)])
     peak = 0.0
     while child.poll() is None:
-        peak = max(peak, tree_pss_mib(child.pid))
+        peak = max(peak, tree_memory_mib(child.pid))
         time.sleep(0.05)
     if child.returncode:
         sys.exit(f"labelling {video} failed")
@@ -195,7 +197,7 @@ def main() -> None:
         loop_video(video, looped, 5)
         looped.with_name("looped.prompts.json").write_bytes(video.with_name(video.stem + ".prompts.json").read_bytes())
         once, five = peak_mib(video, folder / "once"), peak_mib(looped, folder / "five")
-        memory = Table(title="peak memory of job and decoder (PSS)")
+        memory = Table(title="peak memory of job and decoder, libraries left out")
         for column in ("clip MiB", "looped x5 MiB", "growth"):
             memory.add_column(column, justify="right")
         memory.add_row(f"{once:.0f}", f"{five:.0f}", f"{five / once - 1:+.1%}")

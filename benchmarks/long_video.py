@@ -1,8 +1,8 @@
 """A long video at constant memory: `python benchmarks/long_video.py [--video FILE] [--minutes 10] [--objects 1]`.
 
 The clip is looped without re-encoding until it lasts that long, and labelled in a process of its own with the defaults.
-Every two seconds the proportional set size (PSS) of that process and its decoder is read; the table gives the peak of
-each tenth of the run, and what came out.
+Every two seconds the memory of that process and its decoder is read (anonymous and shared, no libraries); the table
+gives the peak of each tenth of the run, and what came out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from end_to_end import SHARED, loop_video, synthetic, tree_pss_mib
+from end_to_end import SHARED, loop_video, synthetic, tree_memory_mib
 
 from pipeline.prompts import load_prompts, prompt_set
 from pipeline.settings import load_settings
@@ -59,7 +59,7 @@ def main() -> None:
         )
         started, samples = time.monotonic(), list[tuple[float, float]]()
         while child.poll() is None:
-            samples.append((time.monotonic() - started, tree_pss_mib(child.pid)))
+            samples.append((time.monotonic() - started, tree_memory_mib(child.pid)))
             time.sleep(2)
         if child.returncode:
             sys.exit(f"labelling failed with exit code {child.returncode}")
@@ -72,7 +72,7 @@ def main() -> None:
         f"{report['frames'] / report['wall_seconds']:.1f} frames/s"
     )
     table.add_column("tenth of the run", justify="right")
-    table.add_column("peak PSS, MiB", justify="right")
+    table.add_column("peak MiB", justify="right")
     for tenth in range(10):
         part = [pss for at, pss in samples if tenth <= 10 * at / wall < tenth + 1] or [0.0]
         table.add_row(str(tenth + 1), f"{max(part):.0f}")

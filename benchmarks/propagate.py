@@ -5,7 +5,7 @@
 Wall: all sides hold a session of their own and take the same frame in turn, so that noise of the machine meets all of
 them; figures are medians over frames, ratios medians of paired ratios. Upstream's enlargement of masks to the video's
 size is left out on its side (ours happens later, on packed bits). Operations: every call that reaches the device except
-views, counted by a dispatch mode; the image encoder is not counted. Memory: proportional set size of the process.
+views, counted by a dispatch mode; the image encoder is not counted. Memory: what the process holds of its own.
 """
 
 from __future__ import annotations
@@ -281,9 +281,10 @@ def identity_rows(name: str, model: Any, clip: Clip) -> list[list[str]]:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-def pss_mib() -> float:
-    text = Path("/proc/self/smaps_rollup").read_text()
-    return int(text.split("Pss:")[1].split()[0]) / 1024
+def own_mib() -> float:
+    """Anonymous memory of this process: pages of libraries come and go with other processes that use them."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def memory_rows(model: Any, clip: Clip, marks: list[int]) -> list[list[str]]:
@@ -299,7 +300,7 @@ def memory_rows(model: Any, clip: Clip, marks: list[int]) -> list[list[str]]:
     for index, _ in enumerate(session.forward(endless)):
         if index in marks:
             gc.collect()
-            now = pss_mib()
+            now = own_mib()
             first = first or now
             rows.append([str(index), f"{now:.1f}", f"{now - first:+.1f}", f"{session.state_bytes() / 2**20:.2f}"])
     return rows
@@ -362,7 +363,7 @@ def main() -> None:
             )),
             ("memory", lambda: show(
                 "memory of the process and of the session's state, sam2_nano, 4 objects",
-                ["frame", "PSS MiB", "growth", "state MiB"],
+                ["frame", "MiB", "growth", "state MiB"],
                 memory_rows(nano, models[0][2], [50, 200] if args.quick else [50, 500, 1000, 2000]),
             )),
         ]  # fmt: skip
