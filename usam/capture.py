@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -53,20 +54,31 @@ class DecoderCall:
 class TokenCapture:
     """A context in which every call of the model's mask decoder is observed; SAM2 is untouched on exit.
 
-    Only the latest call is held: `take()` right after the step that made it. The hooks read, they change nothing, so a
-    model gives bit-identical results inside and outside of the context.
+    `take()` right after a step gives the call that it made; `take_all()` gives every call since the last take, in
+    order, for predictors that decode one object after the other. The hooks read, they change nothing, so a model gives
+    bit-identical results inside and outside of the context.
 
-    Args:   model: a sam2 `SAM2Base` (any size).
+    Args:
+        model: a sam2 `SAM2Base` (any size), or a predictor that holds one as `.model`.
+        hold:  how many calls are held for `take_all`, at least 1.
+    Raises: HeadError for a model without SAM2's mask decoder, or `hold` below 1.
     Source: Kaiser et al., ICML 2025, section 3 (which tokens); upstream's `MaskDecoder.forward` (which mask). The
-            chosen index and the other masks' scores are stored nowhere by SAM2, hence the hooks.
+        chosen index and the other masks' scores are stored nowhere by SAM2, hence the hooks.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model: Any = model
+    def __init__(self, model: Any, hold: int = 1) -> None:
+        self._model: Any = model if hasattr(model, "sam_mask_decoder") else getattr(model, "model", None)
+        if not hasattr(self._model, "sam_mask_decoder"):
+            raise HeadError(
+                "a sam2 model with a mask decoder", type(model).__name__, "give SAM2Base or a predictor of it"
+            )
+        if hold < 1:
+            raise HeadError("hold of at least 1", str(hold), "hold the calls of one step")
         self._handles: list[Any] = []
         self._hidden_bnd: Tensor | None = None
         self._upscaled_bchw: Tensor | None = None
-        self._call: DecoderCall | None = None
+        self._calls: deque[DecoderCall] = deque(maxlen=hold)
+        self._made = 0
 
     def __enter__(self) -> TokenCapture:
         if self._handles:
@@ -85,19 +97,35 @@ class TokenCapture:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._hidden_bnd = self._upscaled_bchw = self._call = None
+        self._hidden_bnd = self._upscaled_bchw = None
+        self._calls.clear()
+        self._made = 0
 
     def take(self) -> DecoderCall:
-        """The latest decoder call, given out once.
+        """The latest decoder call, given out once; earlier ones are let go.
 
         Raises: HeadError if the decoder has not run since the last `take`.
         """
-        call, self._call = self._call, None
-        if call is None:
+        if not self._calls:
             raise HeadError(
                 "a mask decoder call since the last take", "none", "run a model step inside the context first"
             )
+        call = self._calls[-1]
+        self._calls.clear()
+        self._made = 0
         return call
+
+    def take_all(self) -> list[DecoderCall]:
+        """Every decoder call since the last take, in the order in which they were made; none is an empty list.
+
+        Raises: HeadError if there were more than `hold`, for the oldest are gone.
+        """
+        calls, made = list(self._calls), self._made
+        self._calls.clear()
+        self._made = 0
+        if made > len(calls):
+            raise HeadError(f"at most {len(calls)} calls between takes", str(made), "take more often, or hold more")
+        return calls
 
     def _on_transformer(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
         self._hidden_bnd = output[0]
@@ -139,4 +167,6 @@ class TokenCapture:
                 stable_b = stability_b >= decoder.dynamic_multimask_stability_thresh
                 chosen_b = torch.where(stable_b, chosen_b, scores_b3.argmax(dim=-1) + 1)
             sam_score_b = output[1][:, 0]
-        self._call = DecoderCall(iou_token_bd, mask_tokens_b4d, chosen_b, sam_score_b, candidates_b3hw, scores_b3)
+        call = DecoderCall(iou_token_bd, mask_tokens_b4d, chosen_b, sam_score_b, candidates_b3hw, scores_b3)
+        self._calls.append(call)
+        self._made += 1

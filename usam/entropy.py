@@ -1,4 +1,4 @@
-"""Entropy of probability maps, weighted by the map itself: the paper's cheap baseline H_Std, batched."""
+"""Entropy of probability maps, weighted by the map itself, and how the paper's baselines mix maps; batched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,23 @@ def logits_entropy(logits_nhw: Tensor) -> Tensor:
     Returns: (...) float32, bits in [0, 1].
     Raises:  ShapeError if there are fewer than two dimensions.
     """
-    return mask_weighted_entropy(logits_nhw.float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).sigmoid())
+    return mask_weighted_entropy(probabilities(logits_nhw))
+
+
+def probabilities(logits_nhw: Tensor) -> Tensor:
+    """Mask logits, clamped to +-32, as probabilities: (..., H, W) float32 in (0, 1]."""
+    return logits_nhw.float().clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT).sigmoid()
+
+
+def score_weights(scores_nj: Tensor) -> Tensor:
+    """Weights of several masks by SAM2's scores, `s_j / sum s`: the mixture of H_A and H_Y.
+
+    Args:    scores_nj: (..., J) float; below 0 (a model without a sigmoid) counts as 0.
+    Returns: (..., J) float32, summing to 1; equal where every score is 0.
+    """
+    positive_nj = scores_nj.float().clamp_min(0)
+    total_n1 = positive_nj.sum(-1, keepdim=True)
+    return torch.where(total_n1 > 0, positive_nj / total_n1.clamp_min(1e-30), 1 / scores_nj.shape[-1])
 
 
 def stability(logits_nhw: Tensor, delta: float = 1.0) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from usam.harvest import Rows
+
+
+@pytest.fixture(scope="session")
+def build_sam2() -> Callable[..., Any]:
+    """`random_model.random_model`: a small SAM2VideoPredictor, seeded, with settings overridden by name."""
+    spec = importlib.util.spec_from_file_location("random_model", Path(__file__).parent / "random_model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[..., Any] = module.random_model
+    return function
 
 
 @pytest.fixture
