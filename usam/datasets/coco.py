@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usam.datasets.files import Latest, entries, is_plain, need_folder, need_keys, picture_size, read_rgb
-from usam.datasets.json_items import Item, items, text, value_at
+from usam.datasets.json_items import Item, items, value_at
 from usam.datasets.rle import Runs
 from usam.datasets.samples import DataSet, Frame, Markers, Mask
 from usam.datasets.selection import EVERYTHING, Selection, refuse_shared
@@ -115,9 +115,8 @@ def polygons_mask(polygons: Any, height: int, width: int, where: str) -> Mask:
     if not isinstance(polygons, list) or not polygons or not all(map(_is_polygon, polygons)):
         got = f"{str(polygons)[:60]} in {where}"
         raise DatasetError("polygons of x, y pairs, at least 3 each", got, "fetch the file again")
-    drawn = tools.decode(tools.merge(tools.frPyObjects(polygons, height, width)))
-    mask_hw: Mask = np.ascontiguousarray(drawn, np.uint8).astype(bool)
-    return mask_hw
+    drawn = tools.merge(tools.frPyObjects(polygons, height, width))
+    return Runs({"size": [height, width], "counts": drawn["counts"].decode()}, where).mask()
 
 
 def _is_polygon(numbers: Any) -> bool:
@@ -155,7 +154,9 @@ def _index(path: Path) -> tuple[dict[int, CocoImage], NDArray[np.int64]]:
 def _image(item: Item, path: Path) -> tuple[int, CocoImage]:
     where = f"image at byte {item.offset} of {path}"
     about = need_keys(item.value, where, id=int, file_name=str, height=int, width=int)
-    name = text(about["file_name"])
+    name = about["file_name"]
+    if not name.isascii():
+        name = value_at(path, item.offset, item.length)["file_name"]
     if not is_plain(name) or about["height"] < 1 or about["width"] < 1:
         got = f"{name!r} of {about['width']}x{about['height']} in {where}"
         raise DatasetError("the name of a file in the images' folder, and its size", got, "fetch the file again")

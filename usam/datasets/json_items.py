@@ -12,6 +12,7 @@ from usam.errors import DatasetError
 CHUNK_BYTES = 1 << 22
 MAX_ITEM_BYTES = 1 << 26
 _SPACE = " \t\n\r"
+_ENDS = _SPACE + ",:]}"
 
 
 class Item(NamedTuple):
@@ -19,7 +20,7 @@ class Item(NamedTuple):
 
     Attributes:
         key:    the array's key in the file's object.
-        value:  the element. Text in it is Latin-1 of the file's UTF-8 (`text` undoes that).
+        value:  the element. Text in it that is not ASCII may be mangled; `value_at` reads it right.
         offset, length: where its bytes lie in the file.
     """
 
@@ -56,14 +57,6 @@ def value_at(path: Path, offset: int, length: int) -> Any:
         raise DatasetError(f"{path} as it was when it was opened", str(error), "open the data set again") from error
 
 
-def text(value: str) -> str:
-    """Text of an item as it was meant."""
-    try:
-        return value.encode("latin-1").decode("utf-8")
-    except UnicodeError:  # it was written with \u escapes
-        return value
-
-
 class _Walk:
     """Reads the file as Latin-1: every byte is a character there, so places in the text are places in the file."""
 
@@ -98,14 +91,16 @@ class _Walk:
     def _value(self) -> Any:
         self._peek()
         while True:
+            why = "(a value without end)"
             try:
                 value, end = self._decode(self._text, self._at)
-                if end < len(self._text) or not self._more():  # a number at the very end may go on
+                if end < len(self._text) and self._text[end] in _ENDS:  # else a number may go on
                     self._at = end
                     return value
             except (ValueError, RecursionError) as error:
-                if len(self._text) - self._at > MAX_ITEM_BYTES or not self._more():
-                    raise self._broken(f"({error})") from error
+                why = f"({error})"
+            if len(self._text) - self._at > MAX_ITEM_BYTES or not self._more():
+                raise self._broken(why)
 
     def _peek(self) -> str:
         """The next character that is no white space."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from usam.datasets.samples import Mask
 from usam.errors import DatasetError
 
+MAX_SIDE_PX = 1 << 15
+
 
 class Runs:
     """A mask as lengths of runs, column by column: off, on, off, ...
@@ -25,7 +27,9 @@ class Runs:
         if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle):
             raise _bad(where, repr(rle)[:60])
         size, counts = rle["size"], rle["counts"]
-        if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
+        if not (
+            isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < MAX_SIDE_PX for n in size)
+        ):
             raise _bad(where, f"size {size!r}"[:60])
         self.height, self.width = size
         if isinstance(counts, str):
@@ -34,8 +38,9 @@ class Runs:
             self.runs_n = np.array(counts, np.int64)
         else:
             raise _bad(where, f"counts {counts!r}"[:60])
-        total = int(self.runs_n.sum())
-        if total != self.height * self.width or (self.runs_n < 0).any():
+        area_px = self.height * self.width
+        total = int(np.clip(self.runs_n, -1, area_px + 1).sum())
+        if total != area_px or (self.runs_n < 0).any():
             raise _bad(where, f"runs for {total} pixels of {self.width}x{self.height}")
 
     @property
@@ -51,7 +56,7 @@ class Runs:
 
 def _from_text(text: str, where: str) -> NDArray[np.int64]:
     """Compressed counts: 5 bits a character, least first; the fourth run and on are differences to two before."""
-    codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
+    codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
     last = (codes & 0x20) == 0
     if not len(codes) or not last[-1] or codes.min() < 0 or codes.max() > 63:
         raise _bad(where, f"counts {text[-40:]!r} (broken off, or not of COCO's characters)")

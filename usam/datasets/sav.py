@@ -19,7 +19,7 @@ from usam.datasets.files import (
     read_rgb,
 )
 from usam.datasets.mp4 import VideoFile
-from usam.datasets.rle import Runs
+from usam.datasets.rle import MAX_SIDE_PX, Runs
 from usam.datasets.samples import DataSet, Frame, Markers, Mask
 from usam.datasets.selection import EVERYTHING, Selection, refuse_shared
 from usam.errors import DatasetError
@@ -73,7 +73,7 @@ class Sav(DataSet):
         if not data["masklet"]:
             raise DatasetError(f"masks of at least one frame in {annotation}", "none", "fetch the file again")
         height, width = data["video_height"], data["video_width"]
-        if not (1 <= height < 1 << 15 and 1 <= width < 1 << 15):
+        if not (1 <= height < MAX_SIDE_PX and 1 <= width < MAX_SIDE_PX):
             raise DatasetError(f"the video's size in {annotation}", f"{width}x{height}", "fetch the file again")
         size = partial(_size_hw, int(height), int(width))
         video = VideoFile(annotation.with_name(f"{video_id}.mp4"))

@@ -49,7 +49,10 @@ class Selection:
             return list(items)
         if self.seed is None:
             return list(items[:limit])
-        drawn = sorted(range(len(items)), key=lambda i: sha256(f"{self.seed} {what} {items[i]}".encode()).digest())
+        drawn = sorted(
+            range(len(items)),
+            key=lambda i: sha256(f"{self.seed} {what} {items[i]}".encode(errors="surrogatepass")).digest(),
+        )
         return [items[i] for i in sorted(drawn[:limit])]
 
 
