@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from usam.errors import HeadError, ShapeError
-from usam.targets import shift_of
+from usam.targets import SIZED_HEADS, gaps_by_difference, shift_of
 
 MlpState = Mapping[str, Tensor]
 
@@ -116,6 +116,21 @@ class HeadBank:
     def __call__(self, tokens_n2d: Tensor) -> dict[str, Tensor]:
         """Scores by head name, each (n,) float32; see `stacked`."""
         return dict(zip(self.heads, self.stacked(tokens_n2d), strict=True))
+
+    def differences(self, scores: Mapping[str, Tensor], own: str | None = None) -> dict[str, Tensor]:
+        """The gaps as differences of two IoU heads, see `usam.targets.gaps_by_difference`.
+
+        Args:
+            scores: what calling the bank gave.
+            own: the head of the deployed model's own size; if None, by the end of the model's name on the card.
+        Returns: by name (n,) float32 in [-1, 1], e.g. `model_gap_difference`; those whose heads the bank has.
+        Raises:  HeadError for a name that the scores lack.
+        """
+        if own is None:
+            own = next((head for size, head in SIZED_HEADS.items() if self.card.model_name.endswith(size)), None)
+        elif own not in scores:
+            raise HeadError(f"a head out of {', '.join(scores)}", repr(own), "name the head of the deployed model")
+        return gaps_by_difference(scores, own)
 
     def __repr__(self) -> str:
         return f"HeadBank({', '.join(self.heads)}; width {self.width}, {len(self.names)} MLPs, {self.card.model_name})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,4 +135,4 @@ def upsampled_iou(logits_nhw: Tensor, truth_nhw: NDArray[np.bool_] | Tensor) -> 
         union = (mask | true_hw).sum((-2, -1))
         iou = (mask & true_hw).sum((-2, -1)) / union.clamp_min(1)
         out.append(torch.where(union > 0, iou, 1.0).reshape(row.shape[:-2]))
-    return cast(Tensor, torch.stack(out))
+    return torch.stack(out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from usam.errors import HeadError
 
 IOU_HEADS = ("iou_tiny", "iou_small", "iou_base_plus", "iou_large", "iou_dense_prompt", "iou_unsupervised")
+SIZED_HEADS = {"tiny": "iou_tiny", "small": "iou_small", "base_plus": "iou_base_plus", "large": "iou_large"}
 GAP_HEADS = ("model_gap", "prompt_gap", "task_gap")
 TRACKED_HEAD = "iou_tracked"
 HEADS = (*IOU_HEADS, *GAP_HEADS, TRACKED_HEAD)
@@ -52,6 +54,28 @@ def target_of(name: str, ious: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
         values_n = values_n - np.asarray(ious[terms[1]], np.float32)
     clipped_n: NDArray[np.float32] = np.clip(values_n + np.float32(shift), 0, 1).astype(np.float32)
     return clipped_n
+
+
+def gaps_by_difference(scores: Mapping[str, Any], own: str | None = None) -> dict[str, Any]:
+    """The paper's unstarred gaps: differences of two IoU heads, beside the ones that are regressed directly.
+
+    Args:
+        scores: predicted IoU by head name; numbers, arrays or tensors.
+        own: the head that predicts the deployed model's best of three (`iou_tiny` for a tiny model); without it there
+            is no prompt or task gap.
+    Returns: `model_gap_difference`, `prompt_gap_difference`, `task_gap_difference`, those whose two heads are there.
+    Source:  Kaiser et al., ICML 2025, Delta (without a star).
+    """
+    found = (
+        {**scores, "iou": scores[own]}
+        if own is not None and own in scores
+        else {k: v for k, v in scores.items() if k != "iou"}
+    )
+    return {
+        f"{name}_difference": found[better] - found[base]
+        for name, (better, base) in _GAP_TERMS.items()
+        if better in found and base in found
+    }
 
 
 def mask_iou(a_nhw: ArrayLike, b_nhw: ArrayLike) -> NDArray[np.float32]:

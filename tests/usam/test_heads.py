@@ -77,3 +77,23 @@ def test_weights_that_are_not_finite_are_refused(make_state: Callable[..., Any])
     state["layers.0.bias"][0] = float("nan")
     with pytest.raises(HeadError, match="non-finite"):
         HeadBank(["iou_tracked"], [state], CARD)
+
+
+def test_gaps_are_also_differences_of_two_heads(make_state: Callable[..., Any]) -> None:
+    names = ["iou_tiny", "iou_large", "iou_dense_prompt", "iou_unsupervised", "model_gap"]
+    bank = HeadBank(names, [make_state(seed=i) for i in range(5)], HeadCard("sam2.1_hiera_tiny", "0" * 64))
+    scores = bank(torch.randn(3, 8))
+    gaps = bank.differences(scores)
+    assert torch.equal(gaps["model_gap_difference"], scores["iou_large"] - scores["iou_tiny"])
+    assert torch.equal(gaps["prompt_gap_difference"], scores["iou_dense_prompt"] - scores["iou_tiny"])
+    assert torch.equal(gaps["task_gap_difference"], scores["iou_tiny"] - scores["iou_unsupervised"])
+    other = bank.differences(scores, own="iou_large")
+    assert torch.equal(other["task_gap_difference"], scores["iou_large"] - scores["iou_unsupervised"])
+
+
+def test_gaps_whose_heads_are_missing_are_left_out(make_state: Callable[..., Any]) -> None:
+    bank = HeadBank(["iou_tiny", "iou_large", "iou_dense_prompt"], [make_state(seed=i) for i in range(3)], CARD)
+    scores = bank(torch.randn(3, 8))
+    assert list(bank.differences(scores)) == ["model_gap_difference"]
+    with pytest.raises(HeadError, match="iou_small"):
+        bank.differences(scores, own="iou_small")
