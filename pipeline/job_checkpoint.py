@@ -31,6 +31,7 @@ from typing import IO, Any
 import torch
 
 from pipeline.errors import DiskSpaceError, StorageError
+from pipeline.storage.local import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class JobCheckpoint:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             new.unlink(missing_ok=True)
             raise _cannot_write(self.folder, error) from error
@@ -244,14 +245,6 @@ def _modified(folder: Path) -> float:
 
 def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cannot_write(folder: Path, error: Exception) -> StorageError:

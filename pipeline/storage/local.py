@@ -42,7 +42,7 @@ class LocalBackend:
         """Temporary file, fsync, rename, fsync of the folder; nothing is left behind on failure."""
         with self._staged(key, source) as (staged, target):
             os.replace(staged, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Link the finished file to its name: of several writers one wins, whatever their number."""
@@ -58,7 +58,7 @@ class LocalBackend:
                     if target.exists():
                         return False
                     os.replace(staged, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return True
 
     def replace(self, key: str, source: Path | bytes, version: str | None) -> bool:
@@ -67,7 +67,7 @@ class LocalBackend:
             if self.version(key) != version:
                 return False
             os.replace(staged, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return True
 
     def version(self, key: str) -> str | None:
@@ -158,7 +158,8 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in a folder outlast a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
