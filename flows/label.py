@@ -18,9 +18,10 @@ from prefect.tasks import Task
 
 from pipeline.drops import find_videos
 from pipeline.errors import MasksieveError, StorageError
-from pipeline.label import VideoReport, label_video
+from pipeline.label import label_video
 from pipeline.models import LoadedModel, load_model
 from pipeline.prefetch import Prefetch
+from pipeline.report import VideoReport
 from pipeline.settings import Settings, load_settings
 
 RETRIES = 2

@@ -21,7 +21,8 @@ from pipeline.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.label import Progress, VideoReport
+    from pipeline.label import Progress
+    from pipeline.report import VideoReport
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -26,8 +26,8 @@ from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, cache_root, load_model
 from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
+from pipeline.report import VideoReport, report_of
 from pipeline.review_images import write_review_images
-from pipeline.score import score_head
 from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
 from pipeline.source import LocalVideo, find_prompts, local_video
@@ -53,41 +53,6 @@ class Progress:
     stage: str
     done: int
     total: int
-
-
-@dataclass(frozen=True)
-class VideoReport:
-    """What happened to one video.
-
-    Args:
-        status: labelled; re-decided (the facts were there, labels and review list were made anew, as by another
-            policy); unchanged (this very work was done before); failed (the caller caught an error).
-        frames: labelled frames: all of the video, or those that the sampling settings ask for.
-        rows: frames x objects; accepted + review + hold = rows.
-        absent, untracked: rows by visibility.
-        certified: whether evidence stands behind the thresholds.
-        score_source: what uncertainty rests on, see `pipeline.score.score_head`.
-    """
-
-    video: str
-    video_id: str
-    status: Literal["labelled", "re-decided", "unchanged", "failed"]
-    frames: int
-    objects: int
-    rows: int
-    accepted: int
-    review: int
-    hold: int
-    absent: int
-    untracked: int
-    wall_seconds: float
-    frames_per_second: float
-    generation: int
-    error: str | None
-    labels_uri: str
-    review_uri: str
-    certified: bool
-    score_source: str
 
 
 def default_drop(video: str) -> str:
@@ -125,7 +90,14 @@ def label_video(
     Raises:  MasksieveError: VideoError, PromptError, ModelError, HeadError, PropagationError, StorageError.
     """
     started, started_at = time.monotonic(), datetime.now(UTC)
-    report = progress or (lambda _: None)
+    propagated = 0
+
+    def report(step: Progress) -> None:
+        nonlocal propagated
+        propagated += step.stage == "propagate"
+        if progress is not None:
+            progress(step)
+
     if prompts is None and settings.prompts.on_missing == "auto":
         found = automatic_prompts(settings.prompts.auto)
     else:
@@ -181,7 +153,10 @@ def label_video(
         else:
             discard_checkpoint(checkpoints, key, made_by)
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
-        return _report(video, commit, derived, len(sample), found, bank, settings, fresh, time.monotonic() - started)
+        return report_of(
+            video, commit, derived, len(sample), found, bank, settings, fresh, propagated, info.damage,
+            time.monotonic() - started,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -360,38 +335,4 @@ def _derive(
         images=pictures if settings.output.review_frames else None,
         row_group_rows=settings.output.row_group_rows,
         scratch_dir=scratch,
-    )
-
-
-def _report(
-    video: str,
-    commit: Commit,
-    derived: Derived,
-    num_frames: int,
-    prompts: PromptSet,
-    bank: HeadBank | None,
-    settings: Settings,
-    fresh: bool,
-    wall_seconds: float,
-) -> VideoReport:
-    return VideoReport(
-        video=video,
-        video_id=commit.video_id,
-        status="labelled" if fresh else "re-decided" if derived.status == "written" else "unchanged",
-        frames=num_frames,
-        objects=len(prompts.objects) or derived.counts.get("objects", 0),
-        rows=derived.counts["rows"],
-        accepted=derived.counts["accept"],
-        review=derived.counts["review"],
-        hold=derived.counts["hold"],
-        absent=derived.counts["absent"],
-        untracked=derived.counts["untracked"],
-        wall_seconds=wall_seconds,
-        frames_per_second=num_frames / wall_seconds if fresh and wall_seconds > 0 else 0.0,
-        generation=commit.generation,
-        error=None,
-        labels_uri=derived.labels_uri,
-        review_uri=derived.review_uri,
-        certified=settings.policy.certified,
-        score_source=score_head(bank),
     )

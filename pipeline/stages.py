@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ from pipeline.video.sample import Sample
 from pipeline.video.spool import FrameSpool
 from pipeline.video.stream import Frame, FrameStream
 from usam.heads import HeadBank
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def run_stages(job: Job, progress: Callable[[str, int, int], None], checkpoint: 
     if checkpoint is not None and state is not None:
         try:
             run.restore(state)
+            where = f"{run.session.stage} pass, frame {run.session.next_frame} of {len(job.sample)}"
+            log.warning("going on with %s from a checkpoint: %s", job.info.path.name, where)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the video can start over
             run.close()
             checkpoint.reject(error)

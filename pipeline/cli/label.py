@@ -27,8 +27,8 @@ from pipeline.errors import MasksieveError, PromptError, SettingsError
 
 if TYPE_CHECKING:
     from pipeline.drops import Wanted
-    from pipeline.label import VideoReport
     from pipeline.models import LoadedModel
+    from pipeline.report import VideoReport
     from pipeline.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _load(settings: Settings) -> LoadedModel:
 
 def failed_report(video: str, error: str) -> VideoReport:
     """The report of a video that could not be labelled."""
-    from pipeline.label import VideoReport
+    from pipeline.report import VideoReport
 
     return VideoReport(
         video=video, video_id="", status="failed", frames=0, objects=0, rows=0, accepted=0, review=0, hold=0, absent=0,

@@ -24,7 +24,8 @@ from rich.text import Text
 from pipeline.cli.summary import counted, percent
 
 if TYPE_CHECKING:
-    from pipeline.label import Progress, VideoReport
+    from pipeline.label import Progress
+    from pipeline.report import VideoReport
 
 _PLAIN_EVERY_SECONDS = 20.0
 

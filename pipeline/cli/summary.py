@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline.cli.console import plain_table
 
 if TYPE_CHECKING:
-    from pipeline.label import VideoReport
+    from pipeline.report import VideoReport
 
 STATUSES = ("labelled", "re-decided", "unchanged", "failed")
 _SUMMED = ("frames", "rows", "accepted", "review", "hold", "absent", "untracked")
@@ -33,7 +33,11 @@ def totals(reports: Sequence[VideoReport]) -> dict[str, Any]:
     sums["wall_seconds"] = sum(report.wall_seconds or 0.0 for report in reports)
     worked = [report for report in reports if report.status == "labelled"]
     seconds = sum(report.wall_seconds or 0.0 for report in worked)
-    sums["frames_per_second"] = sum(report.frames or 0 for report in worked) / seconds if seconds else None
+    sums["frames_per_second"] = (
+        sum((report.frames_per_second or 0.0) * (report.wall_seconds or 0.0) for report in worked) / seconds
+        if seconds
+        else None
+    )
     for status in STATUSES:
         sums[status] = sum(report.status == status for report in reports)
     return sums

@@ -97,19 +97,27 @@ def crop_box(mask_hw: NDArray[np.bool_], around_xyxy: Sequence[float] | None = N
     return int(x0), int(y0), math.ceil(x0 + wide), math.ceil(y0 + high)
 
 
-def draw_contact_sheet(tiles: Sequence[Tile], path: Path, *, title: str, note: str, columns: int = 4) -> Path:
+def draw_contact_sheet(
+    tiles: Sequence[Tile],
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    columns: int = 4,
+    nothing: str = "Nothing was flagged for review.",
+) -> Path:
     """Write the sheet.
 
     Args:
         tiles: in the order in which to look at them; none gives a sheet that says so.
         path: target, PNG by its suffix.
         title, note: the headline and the smaller line under it.
-        columns: tiles per row, at least 1.
+        columns: tiles per row, at least 3.
+        nothing: what the sheet says without tiles.
     Returns: path.
     Raises:  StorageError if the picture cannot be written.
     """
-    columns = max(1, min(columns, len(tiles) or 1)) if len(tiles) != 0 else 3
-    columns = max(columns, 3)
+    columns = max(3, min(columns, len(tiles)))
     lines = max(1, math.ceil(len(tiles) / columns))
     head = 66
     width = _GAP + columns * (_TILE + _GAP)
@@ -118,7 +126,7 @@ def draw_contact_sheet(tiles: Sequence[Tile], path: Path, *, title: str, note: s
     draw.text((_GAP, 10), _fit(draw, title, 20, width - 2 * _GAP, bold=True), fill=_INK, font=font(20, bold=True))
     draw.text((_GAP, 38), _fit(draw, note, 13, width - 2 * _GAP), fill=_FAINT, font=font(13))
     if not tiles:
-        draw.text((_GAP, head + 30), "Nothing was flagged for review.", fill=_INK, font=font(16))
+        draw.text((_GAP, head + 30), nothing, fill=_INK, font=font(16))
     for position, tile in enumerate(tiles):
         left = _GAP + (position % columns) * (_TILE + _GAP)
         top = head + (position // columns) * (_TILE + _CAPTION + _GAP)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROW_COLUMNS = (
     "video_id", "video_uri", "frame_index", "pts_seconds", "object_id", "label", "height", "width", "rle", "bbox_xyxy",
-    "visibility", "prompted", "shot_index", "score_source", "uncertainty", "decision", "reasons", "policy_id",
+    "visibility", "prompted", "auto", "shot_index", "score_source", "uncertainty", "decision", "reasons", "policy_id",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class Labelled:
         threshold: largest uncertainty that the policy accepts, None where the file does not say.
         certificate: evidence for it, None is "uncertified".
         sampled: whether a stride, a rate or a range left frames out.
+        auto_margin: added to the uncertainty of automatic objects before it is compared, 0..1; 0 if there are none.
     """
 
     video_id: str
@@ -45,11 +46,14 @@ class Labelled:
     threshold: float | None
     certificate: str | None
     sampled: bool = False
+    auto_margin: float = 0.0
 
     @property
     def evidence(self) -> str:
         """The threshold and what it rests on, in a few words."""
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.2f}"
+        if self.threshold is not None and self.auto_margin:
+            threshold += f" ({self.threshold - self.auto_margin:.2f} for automatic objects)"
         return f"{threshold}, {f'certificate {self.certificate[:12]}' if self.certificate else 'uncertified'}"
 
 
@@ -80,8 +84,14 @@ def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Label
         stretches=_stretches(store, video_id),
         threshold=policy.get("max_uncertainty"),
         certificate=policy.get("certificate"),
+        auto_margin=float(policy.get("auto_margin") or 0.0) if _has_automatic(tables) else 0.0,
         sampled="sampling" in (metadata.get("config") or {}),
     )
+
+
+def _has_automatic(tables: list[pa.Table]) -> bool:
+    """Whether any object was found by the product; facts of version 1 know of none."""
+    return any("auto" in table.column_names and bool(pc.any(table["auto"]).as_py()) for table in tables)
 
 
 def _stretches(store: ObjectStore, video_id: str) -> pa.Table:

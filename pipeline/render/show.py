@@ -91,6 +91,7 @@ def show_video(
         out / f"{name}.flagged.png",
         title=f"{video.name}: flagged masks",
         note=f"{shown}; {labelled.evidence}",
+        nothing="Nothing was flagged for review." if film.tracks else "No object was found in this video.",
     )
     return Pictures(film.path, timeline, contact, film.codec, film.frames, len(film.tiles))
 

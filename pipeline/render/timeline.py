@@ -57,6 +57,9 @@ def draw_timeline(
     last = max((int(m.frame_index_n[-1]) for m in shown if m.frame_index_n.size), default=1)
     for axis, masklet in zip(axes, shown, strict=False):
         _panel(axis, masklet, threshold)
+    if not shown:
+        axes[0].text(0.5, 0.5, "no object", transform=axes[0].transAxes, ha="center", fontsize=12, color=_INK)
+        axes[0].set_yticks([])
     for axis in axes:
         axis.set_xlim(first - 0.5, last + 0.5)
         axis.set_xticklabels([]) if axis is not axes[-1] else None

@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 import flows.label
 from flows.label import label_drop, label_one
 from pipeline.errors import PromptError, StorageError
-from pipeline.label import VideoReport
+from pipeline.report import VideoReport
 from pipeline.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]

@@ -14,7 +14,8 @@ import pipeline.models
 from pipeline.cli import main
 from pipeline.cli.label import failed_report
 from pipeline.errors import PromptError
-from pipeline.label import Progress, VideoReport
+from pipeline.label import Progress
+from pipeline.report import VideoReport
 from pipeline.settings import Settings
 
 Run = Callable[..., int]

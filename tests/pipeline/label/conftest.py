@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco
 
-from pipeline.label import VideoReport, label_video
+from pipeline.label import label_video
 from pipeline.models import LoadedModel, load_model
 from pipeline.nano.clips import Clip, render_clip
 from pipeline.render.film import FilmWriter
+from pipeline.report import VideoReport
 from pipeline.settings import Settings, load_settings
 
 FRAMES = 12

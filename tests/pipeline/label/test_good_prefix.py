@@ -46,6 +46,7 @@ def test_the_good_prefix_is_labelled(damaged_drop: Path, nano: LoadedModel, tmp_
     assert 6 <= info.num_frames < FRAMES
     report = run_label(damaged_drop, tmp_path / "out", nano, settings)
     assert report.frames == info.num_frames
+    assert report.damage == info.damage is not None
     rows = read_rows(tmp_path / "out")
     assert sorted(set(rows.frame_index)) == list(range(info.num_frames))
     facts = next((tmp_path / "out" / "masks").rglob("*.parquet"))

@@ -86,6 +86,17 @@ def test_a_run_that_died_goes_on_and_ends_with_the_same_bytes(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_run_that_goes_on_says_so_and_counts_its_own_frames(
+    drop: Path, nano: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load_settings(None, options(tmp_path / "scratch"))
+    start_and_die(drop, tmp_path / "out", nano, settings, "propagate", 9)
+    with caplog.at_level(logging.WARNING):
+        report = run_label(drop, tmp_path / "out", nano, settings)
+    assert f"from a checkpoint: forward pass, frame 8 of {report.frames}" in caplog.text
+    assert report.frames_per_second * report.wall_seconds == pytest.approx(report.frames - 8)
+
+
 def test_it_goes_on_again_and_again(
     drop: Path, nano: LoadedModel, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,11 @@ import pytest
 from pycocotools import mask as coco
 
 import pipeline.label
-from pipeline.label import VideoReport, label_video
+from pipeline.label import label_video
 from pipeline.models import LoadedModel
 from pipeline.nano.clips import Clip
 from pipeline.records import LABELS, MASKS, REVIEW
+from pipeline.report import VideoReport
 from pipeline.settings import load_settings
 
 from .conftest import FRAMES, read_rows, run_label

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline import rle, temporal
 from pipeline.errors import PromptError
-from pipeline.label import VideoReport, label_video, torch_threads
+from pipeline.label import label_video, torch_threads
 from pipeline.models import LoadedModel
 from pipeline.nano.clips import Clip
 from pipeline.prompts import load_prompts
@@ -25,6 +25,7 @@ from pipeline.propagate import Session
 from pipeline.records import read_metadata
 from pipeline.render.labelled import read_labelled
 from pipeline.render.show import show_video
+from pipeline.report import VideoReport
 from pipeline.settings import DecodeSettings, StorageSettings, load_settings
 from pipeline.source import video_sha256
 from pipeline.video.probe import probe_video

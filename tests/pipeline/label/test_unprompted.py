@@ -12,11 +12,12 @@ from PIL import Image, ImageDraw, ImageFilter
 from pipeline import rle
 from pipeline.discover import automatic_prompts
 from pipeline.errors import PromptError
-from pipeline.label import VideoReport, label_video
+from pipeline.label import label_video
 from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel
 from pipeline.prompts import FramePrompt, ObjectPrompts, prompt_set
 from pipeline.render.film import FilmWriter
+from pipeline.report import VideoReport
 from pipeline.resume import corrected, frames_remembered, resume_session
 from pipeline.settings import Settings, StorageSettings, load_settings
 from pipeline.storage.objects import ObjectStore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ from PIL import Image
 from pipeline.errors import StorageError
 from pipeline.render.contact import crop_box, draw_contact_sheet, make_tile
 from pipeline.render.film import FilmWriter, _rate
+from pipeline.render.labelled import Labelled
 from pipeline.render.masklet import masklets, runs
 from pipeline.render.overlay import MaskView
 from pipeline.render.timeline import draw_timeline
@@ -89,6 +91,23 @@ def test_a_contact_sheet_opens_with_and_without_tiles(tmp_path: Path) -> None:
     none = draw_contact_sheet([], tmp_path / "none.png", title="t", note="n")
     with Image.open(full) as big, Image.open(none) as small:
         assert big.height > small.height
+
+
+def test_pictures_of_a_video_without_objects_say_so(tmp_path: Path) -> None:
+    timeline = draw_timeline([], tmp_path / "t.png", title="grey", threshold=0.24, certificate=None)
+    flagged = draw_contact_sheet([], tmp_path / "a.png", title="t", note="n")
+    found = draw_contact_sheet([], tmp_path / "b.png", title="t", note="n", nothing="No object was found.")
+    assert flagged.read_bytes() != found.read_bytes()
+    with Image.open(timeline) as picture:
+        middle = np.asarray(picture.convert("L"))[picture.height // 3 : 2 * picture.height // 3, 500:1000]
+    assert (middle < 100).any()
+
+
+def test_the_evidence_names_the_stricter_threshold_of_automatic_objects() -> None:
+    plain = Labelled("id", pa.table({}), pa.table({}), threshold=0.25, certificate=None)
+    assert plain.evidence == "threshold 0.25, uncertified"
+    automatic = dataclasses.replace(plain, auto_margin=0.05)
+    assert automatic.evidence == "threshold 0.25 (0.20 for automatic objects), uncertified"
 
 
 @pytest.mark.parametrize("corner", [(0, 0, 20, 20), (140, 100, 160, 120), (60, 40, 90, 70)])
