@@ -59,7 +59,7 @@ def draw_timeline(
         _panel(axis, masklet, threshold)
     if not shown:
         axes[0].text(0.5, 0.5, "no object", transform=axes[0].transAxes, ha="center", fontsize=12, color=_INK)
-        axes[0].set_yticks([])
+        axes[0].set_axis_off()
     for axis in axes:
         axis.set_xlim(first - 0.5, last + 0.5)
         axis.set_xticklabels([]) if axis is not axes[-1] else None
@@ -77,7 +77,8 @@ def draw_timeline(
         ha="right",
     )
     figure.text(0.012, 1 - 0.45 / height, "uncertainty (0 sure, 1 lost)", fontsize=9, color=_FAINT, va="center")
-    _legend(figure, shown, threshold)
+    if shown:
+        _legend(figure, shown, threshold)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
