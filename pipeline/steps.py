@@ -59,6 +59,10 @@ def fastest_group(model: Any, device: torch.device) -> int:
     """Objects per batch that are fastest: on a CPU only as many as keep one layer's keys near the caches.
 
     Measured in docs/performance.md: small models gain twofold from groups of 8, at 512 px larger groups lose.
+
+    Args:    model: SAM2.
+             device: where it is.
+    Returns: objects, 1..16 on a CPU, 64 elsewhere.
     """
     if device.type != "cpu":
         return GPU_GROUP
@@ -269,13 +273,12 @@ class Steps:
         """`MemoryAttention.forward`, its first self-attention once per frame: no object has a say in it yet."""
         attention, n = self.model.memory_attention, memory_tnc.shape[1]
         memory_ntc, places_ntc = memory_tnc.transpose(0, 1), places_tnc.transpose(0, 1)
+        position_1pc = feats.position[-1].transpose(0, 1)
         if self._shared_layer is None or self._shared_layer[0] is not feats:
             current_pnc = feats.vision[-1]
             if attention.pos_enc_at_input:
                 current_pnc = current_pnc + 0.1 * feats.position[-1]
-            position_1pc = feats.position[-1].transpose(0, 1)
             self._shared_layer = feats, attention.layers[0]._forward_sa(current_pnc.transpose(0, 1), position_1pc)
-        position_1pc = feats.position[-1].transpose(0, 1)
         out_npc = self._shared_layer[1].expand(n, -1, -1)
         for number, layer in enumerate(attention.layers):
             if number:
