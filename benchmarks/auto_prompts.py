@@ -28,7 +28,8 @@ from torch.nn import functional
 from pipeline.discover import Discovery, automatic_prompts
 from pipeline.models import LoadedModel, load_model
 from pipeline.nano.clips import render_clip
-from pipeline.nano.follow import innermost_pixel, model_size_frames
+from pipeline.nano.batches import fit_frames
+from pipeline.nano.follow import innermost_pixel
 from pipeline.prompts import FramePrompt, ObjectPrompts
 from pipeline.propagate import FrameResult, Session
 from pipeline.route import Policy
@@ -73,7 +74,7 @@ class Oracle(Discovery):
 
 def follow(loaded: LoadedModel, frames_thw3: NDArray[np.uint8], discovery: Discovery) -> list[ScoredResult]:
     """Every row of every track that the discovery starts, forward and backward, scored."""
-    small = model_size_frames(frames_thw3, loaded.image_size)
+    small = fit_frames(frames_thw3, loaded.image_size)
     session = Session(
         loaded.model, automatic_prompts(discovery.rules), discovery.video_hw, len(small), discover=discovery
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from pipeline.nano.pool import Shard
@@ -72,11 +74,31 @@ def _pick_times(rng: np.random.Generator, frames: int, steps: int) -> tuple[list
     return chosen, [0] + [gap + i for i in range(steps - 1)]
 
 
-class Sampler:
-    """Draws batches from shards; deterministic for a given generator and set of shards."""
+def fit_frames(frames_thw3: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Frames (T, H, W, 3) at size x size, resized as SAM2 does (PIL bicubic); untouched if they have the size."""
+    if frames_thw3.shape[1:3] == (size, size):
+        return frames_thw3
+    return np.stack([np.asarray(Image.fromarray(f).resize((size, size))) for f in frames_thw3])
 
-    def __init__(self, shards: list[Shard], rng: np.random.Generator) -> None:
-        self.shards, self.rng = shards, rng
+
+def fit_maps(maps_thw: NDArray[Any], size: int) -> NDArray[Any]:
+    """Maps of ids or masks (T, H, W) at size x size, nearest pixel."""
+    height, width = maps_thw.shape[1:]
+    ys, xs = ((np.arange(size) + 0.5) * side / size for side in (height, width))
+    return maps_thw[:, ys.astype(int)[:, None], xs.astype(int)]
+
+
+class Sampler:
+    """Draws batches from shards; deterministic for a given generator and set of shards.
+
+    Args:
+        shards: of any frame size.
+        rng: draws everything.
+        size: side of the model's input, px; smaller or larger clips are resized to it.
+    """
+
+    def __init__(self, shards: list[Shard], rng: np.random.Generator, size: int) -> None:
+        self.shards, self.rng, self.size = shards, rng, size
 
     def _clip(self) -> tuple[Shard, int]:
         shard = self.shards[self.rng.integers(len(self.shards))]
@@ -105,11 +127,11 @@ class Sampler:
             cut = np.s_[:, ::-1] if flip else np.s_[:, :]
             for o, is_part in found:
                 source = shard.parts_nthw if is_part else shard.ids_nthw
-                truth.append(np.ascontiguousarray((source[clip, t] == o + 1)[cut]))
+                truth.append(fit_maps((source[clip, t] == o + 1)[cut][None], self.size))
                 rows.append(len(frames))
-            frames.append(shard.frames_nthw3[clip, t][cut])
-            ids.append(shard.ids_nthw[clip, t][cut])
-        return self._batch(np.stack(frames)[:, None], np.stack(ids)[:, None], np.stack(truth)[:, None], rows, [0])
+            frames.append(fit_frames(shard.frames_nthw3[clip, t][cut][None], self.size))
+            ids.append(fit_maps(shard.ids_nthw[clip, t][cut][None], self.size))
+        return self._batch(np.stack(frames), np.stack(ids), np.stack(truth), rows, [0])
 
     def videos(self, count: int, targets: int, steps: int, least_px: int, vanish_share: float) -> Batch:
         """`count` clips of `steps` frames with one set of times; a share of them chosen because a target vanishes."""
@@ -138,10 +160,10 @@ class Sampler:
             cut = np.s_[:, :, ::-1] if self.rng.random() < 0.5 else np.s_[:, :, :]
             for o, is_part in found[:targets]:
                 source = shard.parts_nthw if is_part else shard.ids_nthw
-                truth.append(np.ascontiguousarray((source[clip][chosen] == o + 1)[cut]))
+                truth.append(fit_maps((source[clip][chosen] == o + 1)[cut], self.size))
                 rows.append(len(frames))
-            frames.append(shard.frames_nthw3[clip][chosen][cut])
-            ids.append(shard.ids_nthw[clip][chosen][cut])
+            frames.append(fit_frames(shard.frames_nthw3[clip][chosen][cut], self.size))
+            ids.append(fit_maps(shard.ids_nthw[clip][chosen][cut], self.size))
         return self._batch(np.stack(frames), np.stack(ids), np.stack(truth), rows, times)
 
     def _batch(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from pipeline.nano.batches import fit_frames
 from pipeline.nano.clips import Clip
 from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet
 from pipeline.propagate import FrameResult, Session
@@ -78,15 +79,6 @@ def first_frame_prompts(clip: Clip, kind: Literal["click", "box"], min_area_px: 
     return PromptSet(tuple(objects), sha256="", source=f"clip {clip.seed}") if objects else None
 
 
-def model_size_frames(frames_thw3: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
-    """Frames resized as SAM2 does (PIL bicubic); untouched if they have the size."""
-    if frames_thw3.shape[1:3] == (image_size, image_size):
-        return frames_thw3
-    from PIL import Image
-
-    return np.stack([np.asarray(Image.fromarray(f).resize((image_size, image_size))) for f in frames_thw3])
-
-
 @dataclass(frozen=True)
 class _ArrayFrame:
     index: int
@@ -98,7 +90,7 @@ def session_on_clip(
 ) -> Iterator[list[FrameResult]]:
     """Propagate prompts through a clip that is in memory, frame by frame."""
     count, height, width = clip.ids_thw.shape
-    frames = model_size_frames(clip.frames_thw3, model.image_size)
+    frames = fit_frames(clip.frames_thw3, model.image_size)
     session = Session(
         model, prompts, (height, width), count, reverse=False, keep_candidates=keep_candidates, keep_tokens=keep_tokens
     )

@@ -1,4 +1,4 @@
-"""Trains sam2_nano on rendered clips: `python -m pipeline.nano.train`; stops and resumes at any moment."""
+"""Trains an embedded model on rendered clips: `python -m pipeline.nano.train`; stops and resumes at any moment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Recipe:
         images, clips: batch sizes per process.
         lr: peak learning rate of Muon and AdamW alike.
         image_share: share of the time spent on single images before videos join.
-        start: weights to begin from instead of random ones (a .safetensors file, for example the shipped one).
+        start: weights to begin from instead of random ones: a .safetensors file, for example the shipped one, or the
+            checkpoint.pt of another run, also of a model whose layers have the same shapes at another image size.
     """
 
     config: str = "sam2_nano"
@@ -74,12 +75,17 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         self.model = build_model(recipe.config)
-        if recipe.start:
+        self.dense = DenseHeads(self.model.hidden_dim)
+        if recipe.start and recipe.start.endswith(".pt"):  # another run's checkpoint, of this size or another
+            begun = torch.load(recipe.start, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(begun["average"])
+            self.dense.load_state_dict(begun["dense"])
+        elif recipe.start:
             self.model.load_state_dict(load_file(recipe.start))
         else:
             initialise(self.model)
         self.model.requires_grad_(True).to(self.device).train()
-        self.dense = DenseHeads(self.model.hidden_dim).to(self.device)
+        self.dense.to(self.device)
         self.params = {
             **dict(self.model.named_parameters()),
             **{f"dense.{k}": v for k, v in self.dense.named_parameters()},
@@ -113,7 +119,7 @@ class Trainer:
             if shard is None:
                 break
             self.shards.append(shard)
-        self.sampler = Sampler(self.shards, self.rng)
+        self.sampler = Sampler(self.shards, self.rng, self.model.image_size)
 
     def sync_gradients(self) -> None:
         """Average gradients over processes; a parameter unused in this step counts as zero."""
@@ -242,6 +248,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--start", help="weights to begin from, where there is no checkpoint in --out")
     parser.add_argument("--image-share", type=float, default=Recipe.image_share)
+    parser.add_argument("--lr", type=float, default=Recipe.lr)
     parser.add_argument("--shards", type=int, default=Recipe.shards)
     parser.add_argument(
         "--processes", type=int, default=1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
@@ -255,6 +262,7 @@ def main() -> None:
         shards=args.shards,
         start=args.start,
         image_share=args.image_share,
+        lr=args.lr,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     if args.role.startswith("rank"):

@@ -46,7 +46,7 @@ def test_embeddings_and_biases_are_not_orthogonalised() -> None:
 def test_prompts_lie_on_their_target(folder: Path) -> None:
     shard = open_shard(folder / "pool", 0)
     assert shard is not None
-    batch = Sampler([shard], np.random.default_rng(0)).images(3, 3, 60)
+    batch = Sampler([shard], np.random.default_rng(0), 128).images(3, 3, 60)
     truth = batch.truth_nthw[:, 0]
     clicks = sample_clicks(truth)[:, 0]
     assert bool((clicks == clicks.round()).all())  # SAM2's prompt encoder moves them to the pixel's centre itself
