@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from pipeline.discover import Discovery, automatic_prompts
 from pipeline.models import LoadedModel, load_model
-from pipeline.nano.clips import render_clip
 from pipeline.nano.batches import fit_frames
+from pipeline.nano.clips import render_clip
 from pipeline.nano.follow import innermost_pixel
 from pipeline.prompts import FramePrompt, ObjectPrompts
 from pipeline.propagate import FrameResult, Session

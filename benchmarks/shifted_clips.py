@@ -49,7 +49,7 @@ def _night(rng: np.random.Generator, frames: Frames, ids: Maps) -> tuple[Frames,
 
 def _rain(rng: np.random.Generator, frames: Frames, ids: Maps) -> tuple[Frames, Maps]:
     """Bright streaks that fall across the picture, and haze behind them."""
-    t, h, w = ids.shape
+    _, h, w = ids.shape
     out = frames * 0.7 + 0.3 * rng.uniform(120, 200)
     for frame in out:
         for _ in range(int(rng.integers(25, 60))):
@@ -122,7 +122,7 @@ def _old_film(rng: np.random.Generator, frames: Frames, ids: Maps) -> tuple[Fram
 
 def _swirl(rng: np.random.Generator, frames: Frames, ids: Maps) -> tuple[Frames, Maps]:
     """Colours that turn from frame to frame, under a veil of large soft blots."""
-    t, h, w = ids.shape
+    _, h, w = ids.shape
     out = np.empty(frames.shape)
     blots = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8)).resize((w, h), Image.Resampling.BICUBIC)
     veil = np.asarray(blots.filter(ImageFilter.GaussianBlur(3)), np.float64)
