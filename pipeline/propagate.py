@@ -175,7 +175,7 @@ class Session:
         """Bytes of tensor storage held for all objects, each storage counted once, image features not included."""
         tensors = [tensor for track in self.tracks for tensor in track.tensors()]
         for result in self.prompted.values():
-            kept = (result.logits_hw, result.tokens_2d, result.candidates_3hw, result.candidate_scores_3)
+            kept = (result.logits_hw, result.tokens_2d, result.mask_tokens_4d, result.candidates_3hw)
             tensors += [t for t in kept if t is not None]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
@@ -355,6 +355,7 @@ class Session:
                     candidate_scores_3=call.candidate_scores_n3[row].float() if call and self.keep_candidates else None,
                     chosen=None if call is None else int(chosen),
                     tokens_2d=None if tokens_n2d is None else tokens_n2d[row],
+                    mask_tokens_4d=call.mask_tokens_n4d[row].float() if call and self.keep_candidates else None,
                     prompt_xyxy=track.prompts[index].auto_xyxy if index in track.prompts else None,
                 )
         return results

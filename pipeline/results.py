@@ -26,6 +26,7 @@ class FrameResult:
         sam_score:    SAM2's IoU prediction of this mask, in [0, 1]; None if the mask was given or untracked.
         candidates_3hw, candidate_scores_3: the three multimask outputs and SAM2's scores of them, if kept.
         chosen:       which mask this is: 0 the single-mask output, 1..3 the candidates; None if given or untracked.
+        mask_tokens_4d: (4, d) float32, the tokens of the single mask and of the candidates, kept with the candidates.
         tokens_2d:    (2 * d,) float32, IoU token beside the chosen mask's token, if kept; None if given or untracked.
     """
 
@@ -41,4 +42,5 @@ class FrameResult:
     candidate_scores_3: Tensor | None = None
     chosen: int | None = None
     tokens_2d: Tensor | None = None
+    mask_tokens_4d: Tensor | None = None
     prompt_xyxy: tuple[float, ...] | None = None
