@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from usam.errors import HeadError, ShapeError
+from usam.features import FEATURES
 from usam.targets import GAP_HEADS, HEADS, TRACKED_HEAD, target_of
 
 FORMAT = "masksieve-usam-1"
 KINDS = ("frames", "tracked")
 ENTROPIES = ("H_Std", "H_A", "H_XP", "H_T", "H_Theta", "H_Y")
-FEATURES = ("object_score", "stability", "area_share", "temporal_iou", "area_change", "frames_since_prompt")
+CANDIDATES = tuple(f"candidate_{what}_{j}" for what in ("score", "iou") for j in range(3))
 _IOUS = ("iou", *(name for name in HEADS if name not in GAP_HEADS))
 
 
@@ -40,8 +41,8 @@ def _fields() -> list[pa.Field]:
         pa.field("sam_score", pa.float32(), False),
         pa.field("iou_chosen", pa.float32(), False),  # of the mask that SAM2 chose: the row's own quality
     ]
-    scores = [f"candidate_score_{j}" for j in range(3)]
-    return need + [pa.field(name, pa.float32()) for name in (*scores, *_IOUS, *ENTROPIES, *FEATURES)]
+    measured = (*CANDIDATES, *_IOUS, *ENTROPIES, *(name for name in FEATURES if name != "sam_score"))
+    return need + [pa.field(name, pa.float32()) for name in measured]
 
 
 ROWS = pa.schema(_fields())
