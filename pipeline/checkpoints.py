@@ -27,6 +27,16 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
+# How a name may end, from small to large, and which of USAM's sizes that is.
+_SIZES = {
+    "nano": "tiny",
+    "micro": "large",
+    "tiny": "tiny",
+    "small": "small",
+    "base_plus": "base_plus",
+    "large": "large",
+}
+_EMBEDDED = ("nano", "micro")
 
 
 @dataclass(frozen=True)
@@ -83,15 +93,28 @@ def cache_root(cache_dir: Path | None = None) -> Path:
 
 
 def model_names() -> list[str]:
-    """The names of all models: the embedded one, then SAM 2.1, then SAM 2, each from small to large."""
-    sizes = ("nano", "tiny", "small", "base_plus", "large")
+    """The names of all models: the embedded ones, then SAM 2.1, then SAM 2, each from small to large."""
+    words = list(_SIZES)
     names = [path.name.removesuffix(".yaml") for path in (config_dir() / "models").glob("*.yaml")]
 
     def order(name: str) -> tuple[bool, bool, int, str]:
-        size = next((rank for rank, word in enumerate(sizes) if name.endswith(word)), len(sizes))
-        return not name.endswith("nano"), not name.startswith("sam2.1"), size, name
+        rank = next((rank for rank, word in enumerate(words) if name.endswith(word)), len(words))
+        return not name.endswith(_EMBEDDED), not name.startswith("sam2.1"), rank, name
 
     return sorted(names, key=order)
+
+
+def model_size(name: str) -> str:
+    """Which of USAM's four sizes a model is: tiny, small, base_plus or large, by the end of its name.
+
+    Of the embedded models sam2_nano is the tiny one and sam2_micro, its larger sibling, the large one.
+
+    Raises: ModelError for a name that says no size.
+    """
+    for word, size in _SIZES.items():
+        if name.endswith(word):
+            return size
+    raise ModelError(f"a name that ends in {', '.join(_SIZES)}", repr(name), "name the size too, as in tiny=NAME")
 
 
 def model_spec(name: str) -> ModelSpec:

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from pipeline import checkpoints
-from pipeline.checkpoints import cache_root, download, fetch, model_names, model_spec, models_table, verify
+from pipeline.checkpoints import (
+    cache_root,
+    download,
+    fetch,
+    model_names,
+    model_size,
+    model_spec,
+    models_table,
+    verify,
+)
 from pipeline.errors import DiskSpaceError, ModelError
 
 NAME = "sam2.1_hiera_tiny"
@@ -210,11 +219,28 @@ def test_the_table_lists_every_model_and_what_is_here(server: Server, tmp_path: 
 
 
 def test_every_download_address_ends_in_the_models_name() -> None:
-    for name in model_names()[1:]:
+    downloads = [name for name in model_names() if not model_spec(name).embedded]
+    assert len(downloads) == 8
+    for name in downloads:
         url = model_spec(name).url
         assert url is not None
         assert url.startswith("https://dl.fbaipublicfiles.com/segment_anything_2/")
         assert url.endswith(f"/{name}.pt")
+
+
+def test_models_are_named_embedded_first_and_from_small_to_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["sam2_hiera_large", "sam2.1_hiera_base_plus", "sam2_micro", "sam2.1_hiera_small", "sam2_nano", "sam2_mine"]
+    (tmp_path / "models").mkdir()
+    for name in names:
+        (tmp_path / "models" / f"{name}.yaml").write_text("model: {}\n")
+    monkeypatch.setattr(checkpoints, "config_dir", lambda: tmp_path)
+    wanted = ["sam2_nano", "sam2_micro", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2_hiera_large"]
+    assert model_names() == [*wanted, "sam2_mine"]
+    assert [model_size(name) for name in wanted] == ["tiny", "large", "small", "base_plus", "large"]
+    with pytest.raises(ModelError, match="sam2_mine"):
+        model_size("sam2_mine")
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
