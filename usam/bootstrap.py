@@ -15,7 +15,12 @@ Statistic = Callable[[FloatArray, FloatArray], float]
 
 
 def bootstrap(
-    statistics: Sequence[Statistic], video_n: NDArray[np.intp], videos: int, replicates: int, seed: int = 0
+    statistics: Sequence[Statistic],
+    video_n: NDArray[np.intp],
+    videos: int,
+    replicates: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FloatArray:
     """Figures on videos drawn with replacement.
 
@@ -25,6 +30,7 @@ def bootstrap(
         statistics: the figures.
         video_n: (n,) video of each row, 0..videos - 1.
         videos: how many there are; `replicates`: how many draws; `seed`: of the draws.
+        progress: told how many draws of how many are done.
     Returns: (replicates, figures) float64, NaN where a draw leaves a figure undefined.
     Raises:  EvaluationError for a negative number of replicates.
     """
@@ -32,10 +38,12 @@ def bootstrap(
         raise EvaluationError("replicates of at least 0", str(replicates), "use 1000, or 0 for no intervals")
     rng = np.random.default_rng(seed)
     out = np.full((replicates, len(statistics)), np.nan)
-    for row in out:
+    for done, row in enumerate(out, 1):
         drawn_v = rng.multinomial(videos, np.full(videos, 1 / videos)).astype(np.float64)
         weight_n = drawn_v[video_n]
         row[:] = [statistic(drawn_v, weight_n) for statistic in statistics]
+        if progress is not None:
+            progress(done, replicates)
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -24,12 +24,19 @@ class Score:
     """An uncertainty to judge, one value per row, higher is worse; 1 - predicted IoU, or an entropy.
 
     Attributes:
-        uncertainty_n: (n,) float; rows that are not judged may hold anything.
+        uncertainty_n: (n,) float; rows that are not judged may hold anything. None for a score that is only meant for
+            some applications: it has no correlations.
         predicts_iou: 1 - uncertainty is meant as the IoU itself, so calibration error makes sense.
+        applications: (n,) by application, where its masks are ranked by something else: a predicted gap.
     """
 
-    uncertainty_n: ArrayLike
+    uncertainty_n: ArrayLike | None
     predicts_iou: bool = False
+    applications: Mapping[str, ArrayLike] = field(default_factory=dict)
+
+    def ranking(self, application: str) -> ArrayLike | None:
+        """(n,) what an application's masks are ranked by, or None if the score is not meant for it."""
+        return self.applications.get(application, self.uncertainty_n)
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,7 @@ def evaluate(
     replicates: int = 1000,
     min_rows: int = 10,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Judge scores on the rows where the truth is visible and the prediction is not empty.
 
@@ -179,12 +187,14 @@ def evaluate(
         replicates: draws of videos for 95% intervals; 0 for none.
         min_rows: rows that a video needs to count within videos.
         seed: of the draws.
+        progress: told how many draws of how many are done.
     Returns: the evaluation.
     Raises:  EvaluationError for columns of unequal length, values that are not finite on a judged row, no judged row,
              or an unknown baseline.
     """
-    if baseline not in scores:
-        raise EvaluationError(f"a baseline out of {', '.join(scores)}", repr(baseline), "name one of the scores")
+    ranks_all = [name for name, score in scores.items() if score.uncertainty_n is not None]
+    if baseline not in ranks_all:
+        raise EvaluationError(f"a baseline out of {', '.join(ranks_all)}", repr(baseline), "name one of the scores")
     iou_n = np.asarray(truth.iou_n, np.float64)
     visible_n, predicted_n = np.asarray(truth.visible_n, bool), np.asarray(truth.predicted_n, bool)
     video_n = np.asarray(truth.video_n)
@@ -196,7 +206,11 @@ def evaluate(
             "a row with visible truth and a mask", f"none among {len(iou_n)}", "check the truth and the prompts"
         )
     judged_iou_n = _column("true IoU", iou_n, keep_n)
-    uncertainty = {name: _column(f"the score {name}", score.uncertainty_n, keep_n) for name, score in scores.items()}
+    uncertainty = {
+        name: _column(f"the score {name}", score.uncertainty_n, keep_n)
+        for name, score in scores.items()
+        if score.uncertainty_n is not None
+    }
     replaced = {
         name: Replacement(*(_column(f"the application {name}", c, keep_n) for c in (pair.base_n, pair.better_n)))
         for name, pair in applications.items()
@@ -204,16 +218,23 @@ def evaluate(
     codes_n = np.unique(video_n[keep_n], return_inverse=True)[1].reshape(-1).astype(np.intp)
     videos = int(codes_n.max()) + 1
     work = _Work(judged_iou_n, codes_n, videos, min_rows)
-    for name, score in scores.items():
-        work.add_quality(name, uncertainty[name], score.predicts_iou)
+    for name, column in uncertainty.items():
+        work.add_quality(name, column, scores[name].predicts_iou)
+    curves = {}
     for application, pair in replaced.items():
         oracle = ReplacementCurve(pair, pair.gain_n)
-        for name in scores:
-            work.add_replacement(application, name, RelativeArea(pair, uncertainty[name], oracle))
+        ranked = {
+            name: _column(f"the score {name} for {application}", values, keep_n)
+            for name, score in scores.items()
+            if (values := score.ranking(application)) is not None
+        }
+        for name, column in ranked.items():
+            work.add_replacement(application, name, RelativeArea(pair, column, oracle))
+        curves[application] = _curves(pair, ranked)
     return Evaluation(
         rows=_summary(iou_n, visible_n, predicted_n, videos),
-        figures=work.figures(baseline, replicates, seed),
-        curves={name: _curves(pair, uncertainty) for name, pair in replaced.items()},
+        figures=work.figures(baseline, replicates, seed, progress),
+        curves=curves,
         risks={name: _risks(u, judged_iou_n) for name, u in {**uncertainty, "oracle": -judged_iou_n}.items()},
         baseline=baseline,
         replicates=replicates,
@@ -287,10 +308,13 @@ class _Work:
         count = self._videos if videos is None else videos
         self._measures.append(_Measure(metric, scope, score, statistic, random, oracle, count))
 
-    def figures(self, baseline: str, replicates: int, seed: int) -> list[Figure]:
+    def figures(
+        self, baseline: str, replicates: int, seed: int, progress: Callable[[int, int], None] | None
+    ) -> list[Figure]:
         ones_v, ones_n = np.ones(self._videos), np.ones(len(self._iou_n))
         values = [m.statistic(ones_v, ones_n) for m in self._measures]
-        draws = bootstrap([m.statistic for m in self._measures], self._codes_n, self._videos, replicates, seed)
+        statistics = [m.statistic for m in self._measures]
+        draws = bootstrap(statistics, self._codes_n, self._videos, replicates, seed, progress)
         where = {(m.metric, m.scope, m.score): i for i, m in enumerate(self._measures)}
         figures = []
         for i, m in enumerate(self._measures):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ def plot_replacement(evaluation: Evaluation, path: Path) -> Path:
     Returns: the path.
     """
     names = list(evaluation.curves)
+    known = ("random", "oracle")
+    order = list(
+        dict.fromkeys(score for curves in evaluation.curves.values() for score in curves if score not in known)
+    )
     figure, axes = _panels(len(names))
     for axis, name in zip(axes, names, strict=True):
         curves = evaluation.curves[name]
@@ -32,9 +36,9 @@ def plot_replacement(evaluation: Evaluation, path: Path) -> Path:
         axis.fill_between(
             share, curves["random"], curves["oracle"], color="#eeeeee", linewidth=0, label="random to oracle"
         )
-        _draw(axis, share, {k: v for k, v in curves.items() if k not in ("random", "oracle")})
+        _draw(axis, share, {k: v for k, v in curves.items() if k not in known}, order)
         axis.set(title=name.capitalize(), xlabel="share replaced, most uncertain first", ylabel="mean IoU", xlim=(0, 1))
-    return _finish(figure, axes[0], path)
+    return _finish(figure, axes, path)
 
 
 def plot_risk(evaluation: Evaluation, path: Path) -> Path:
@@ -47,10 +51,11 @@ def plot_risk(evaluation: Evaluation, path: Path) -> Path:
     oracle = evaluation.risks["oracle"]
     coverage = np.linspace(0, 1, len(oracle) + 1)[1:]
     axis.fill_between(coverage, oracle, oracle[-1], color="#eeeeee", linewidth=0, label="random to oracle")
-    _draw(axis, coverage, {name: risk for name, risk in evaluation.risks.items() if name != "oracle"})
+    risks = {name: risk for name, risk in evaluation.risks.items() if name != "oracle"}
+    _draw(axis, coverage, risks, list(risks))
     axis.set(xlabel="coverage, most certain first", ylabel="1 - IoU of accepted masks", xlim=(0, 1))
     axis.set_ylim(bottom=0)
-    return _finish(figure, axis, path)
+    return _finish(figure, [axis], path)
 
 
 def _panels(count: int) -> tuple[Figure, list[Any]]:
@@ -66,14 +71,16 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
     return figure, axes
 
 
-def _draw(axis: Any, x: FloatArray, curves: Mapping[str, FloatArray]) -> None:
-    for i, (name, y) in enumerate(curves.items()):
+def _draw(axis: Any, x: FloatArray, curves: Mapping[str, FloatArray], order: Sequence[str]) -> None:
+    """Lines whose style is their place in `order`, the same in every panel."""
+    for name, y in curves.items():
+        i = order.index(name)
         style = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _DASHES[i // len(_COLOURS) % len(_DASHES)]}
         axis.plot(x, y, label=name, linewidth=1.6, **style)
 
 
-def _finish(figure: Figure, axis: Any, path: Path) -> Path:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+def _finish(figure: Figure, axes: Sequence[Any], path: Path) -> Path:
+    entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, metadata={"Software": None})
     return path

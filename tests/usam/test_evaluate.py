@@ -179,3 +179,33 @@ def test_scores_and_names_that_do_not_fit_are_refused() -> None:
             truth, {"s": Score([1, 2])}, {"task": Replacement(np.zeros(2), np.array([1, math.nan]))},
             baseline="s", replicates=0,
         )  # fmt: skip
+
+
+def test_an_application_ranks_by_what_it_is_given(evaluation: Evaluation, tmp_path: Path) -> None:
+    """A score for one application has no correlations; a gap replaces the uncertainty only where it is named."""
+    truth, scores, applications = columns()
+    gain = {name: pair.gain_n for name, pair in applications.items()}
+    scores["gaps"] = Score(None, applications={"task": gain["task"]})
+    scores["head"] = Score(scores["head"].uncertainty_n, True, {"prompt": gain["prompt"]})
+    told: list[tuple[int, int]] = []
+    result = evaluate(
+        truth, scores, applications, baseline="sam_score", replicates=5, progress=lambda *n: told.append(n)
+    )
+    assert told == [(i, 5) for i in range(1, 6)]
+    assert {(f.metric, f.scope) for f in result.figures if f.score == "gaps"} == {
+        ("relative_area", "task"), ("published_ratio", "task"),
+    }  # fmt: skip
+    assert result.value("relative_area", "task", "gaps").value == pytest.approx(1)
+    assert result.value("relative_area", "prompt", "head").value == pytest.approx(1)
+    for application in ("task", "segmentation"):
+        before = evaluation.value("relative_area", application, "head").value
+        assert result.value("relative_area", application, "head").value == before
+    assert "gaps" in result.curves["task"]
+    assert "gaps" not in result.curves["prompt"]
+    assert "gaps" not in result.risks
+    write_report(result, tmp_path)
+    with pytest.raises(EvaluationError, match="baseline"):
+        evaluate(truth, scores, applications, baseline="gaps", replicates=0)
+    scores["gaps"] = Score(None, applications={"task": np.full(len(gain["task"]), math.nan)})
+    with pytest.raises(EvaluationError, match="gaps for task"):
+        evaluate(truth, scores, applications, baseline="sam_score", replicates=0)
