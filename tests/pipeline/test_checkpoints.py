@@ -210,12 +210,13 @@ def test_the_table_lists_every_model_and_what_is_here(server: Server, tmp_path: 
     sizes = ("tiny", "small", "base_plus", "large")
     assert list(rows) == [
         "sam2_nano",
+        "sam2_micro",
         *(f"sam2.1_hiera_{size}" for size in sizes),
         *(f"sam2_hiera_{size}" for size in sizes),
     ]
     assert (rows[NAME].status, rows[NAME].sha256, rows[NAME].size_bytes) == ("ready", SHA256, len(BODY))
     assert (rows["sam2_hiera_large"].status, rows["sam2_hiera_large"].sha256) == ("missing", None)
-    assert rows["sam2_nano"].source == "embedded"
+    assert rows["sam2_nano"].source == rows["sam2_micro"].source == "embedded"
 
 
 def test_every_download_address_ends_in_the_models_name() -> None:
