@@ -97,24 +97,48 @@ def image_entropies(
     Raises:  EvaluationError for an unknown kind or model, or `gt` without truth; ShapeError for other points.
     Source:  Kaiser et al., ICML 2025.
     """
-    _check(views, deployed, points_k82, truth_khw, select, kinds)
-    size = views.model(deployed).sam_image_embedding_size * 4
-    clicks, models = points_k82.shape[1], list(views.models)
-    maps: dict[Entropy, Tensor] = {}
+    return entropies_by_model(
+        views, [deployed], points_k82, truth_khw, select=select, kinds=kinds, batch_prompts=batch_prompts
+    )[deployed]
 
-    def add(kind: Entropy, map_khw: Tensor, rows: slice) -> None:
+
+@torch.inference_mode()
+def entropies_by_model(
+    views: ImageViews,
+    deployed: Sequence[str],
+    points_k82: NDArray[np.floating[Any]],
+    truth_khw: NDArray[np.bool_] | None = None,
+    *,
+    select: Select = "sam_score",
+    kinds: Sequence[Entropy] = ENTROPIES,
+    batch_prompts: int = 64,
+) -> dict[str, dict[Entropy, Tensor]]:
+    """`image_entropies` of several models' masks at once: they share encoder runs and decodings.
+
+    Args:    deployed: the models whose masks are judged; the rest as `image_entropies` takes it.
+    Returns: by model what `image_entropies` gives; H_Theta and H_Y differ only where grids do.
+    Raises:  as `image_entropies`.
+    """
+    _check(views, deployed, points_k82, truth_khw, select, kinds)
+    grids = {name: views.model(name).sam_image_embedding_size * 4 for name in deployed}
+    clicks, models = points_k82.shape[1], list(views.models)
+    maps: dict[tuple[Entropy, str | None, int], Tensor] = {}  # by kind, whose (None: everybody's) and grid
+
+    def add(kind: Entropy, map_khw: Tensor, rows: slice, whose: str | None = None) -> None:
         if kind in kinds:
-            if kind not in maps:
-                maps[kind] = map_khw.new_zeros(len(points_k82), size, size)
-            maps[kind][rows] += _resampled(map_khw, size).to(maps[kind].device)
+            for size in {grids[whose]} if whose else set(grids.values()):
+                key = kind, whose, size
+                if key not in maps:
+                    maps[key] = map_khw.new_zeros(len(points_k82), size, size)
+                maps[key][rows] += _resampled(map_khw, size).to(maps[key].device)
 
     for perturbation in PERTURBATIONS:
         plain = perturbation == "identity"
-        wanted = models if "H_Y" in kinds or (plain and "H_Theta" in kinds) else [deployed]
+        wanted = models if "H_Y" in kinds or (plain and "H_Theta" in kinds) else list(deployed)
         if not plain and not {"H_Y", "H_T"} & set(kinds):
             break
         for name, image in views.perturbed(perturbation, wanted):
-            own = name == deployed
+            own = name in deployed
             used = clicks if "H_Y" in kinds or (plain and own and "H_XP" in kinds) else 1
             for rows, call in _decoded(views.model(name), image, points_k82[:, :used], batch_prompts):
                 prob_kx3hw = probabilities(call.candidates_n3hw).unflatten(0, (-1, used))
@@ -122,15 +146,20 @@ def image_entropies(
                 mixed_kxhw = torch.einsum("kxj,kxjhw->kxhw", weight_kx3, prob_kx3hw)
                 chosen_kxhw = _chosen(call, prob_kx3hw, None if truth_khw is None else truth_khw[rows], select)
                 if plain and own:
-                    add("H_Std", chosen_kxhw[:, 0], rows)
-                    add("H_A", mixed_kxhw[:, 0], rows)
-                    add("H_XP", chosen_kxhw.mean(1), rows)
+                    add("H_Std", chosen_kxhw[:, 0], rows, name)
+                    add("H_A", mixed_kxhw[:, 0], rows, name)
+                    add("H_XP", chosen_kxhw.mean(1), rows, name)
                 if own:
-                    add("H_T", chosen_kxhw[:, 0] / len(PERTURBATIONS), rows)
+                    add("H_T", chosen_kxhw[:, 0] / len(PERTURBATIONS), rows, name)
                 if plain:
                     add("H_Theta", chosen_kxhw[:, 0] / len(models), rows)
                 add("H_Y", mixed_kxhw.mean(1) / (len(PERTURBATIONS) * len(models)), rows)
-    return {kind: mask_weighted_entropy(maps[kind]).cpu() for kind in kinds}
+    bits = {key: mask_weighted_entropy(map_khw).cpu() for key, map_khw in maps.items()}
+    shared = ("H_Theta", "H_Y")
+    return {
+        name: {kind: bits[kind, None if kind in shared else name, size] for kind in kinds}
+        for name, size in grids.items()
+    }
 
 
 def _decoded(
@@ -161,13 +190,14 @@ def _resampled(map_khw: Tensor, size: int) -> Tensor:
 
 def _check(
     views: ImageViews,
-    deployed: str,
+    deployed: Sequence[str],
     points_k82: NDArray[np.floating[Any]],
     truth_khw: NDArray[np.bool_] | None,
     select: str,
     kinds: Sequence[str],
 ) -> None:
-    views.model(deployed)
+    for name in deployed:
+        views.model(name)
     odd = [kind for kind in kinds if kind not in ENTROPIES]
     if odd:
         raise EvaluationError(f"entropies out of {', '.join(ENTROPIES)}", repr(odd[0]), "correct the name")
