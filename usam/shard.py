@@ -109,7 +109,7 @@ class ShardWriter:
         """Whether the video's rows are on disk already."""
         return self.complete or self._part(video_id, "parquet").is_file()
 
-    def add(self, video_id: str, columns: Mapping[str, Sequence[Any]], tokens_n5d: ArrayLike) -> None:
+    def add(self, video_id: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]], tokens_n5d: ArrayLike) -> None:
         """Write a video's rows, whole or not at all; none is fine.
 
         Args:
@@ -147,6 +147,7 @@ class ShardWriter:
         Raises: HeadError for a video that was not added, no row at all, or tokens of two widths.
         """
         if self.complete:
+            shutil.rmtree(self._parts, ignore_errors=True)  # a crash right after publishing leaves them
             return Shard.open(self.path)
         missing = [video_id for video_id in video_ids if not self.done(video_id)]
         if missing:
@@ -170,6 +171,8 @@ class ShardWriter:
         part.replace(self.path / "tokens.npy")
         pq.write_table(pa.concat_tables(tables), self.path / "rows.tmp")
         (self.path / "rows.tmp").replace(self.path / "rows.parquet")
+        for left in self.path.glob("*.tmp"):  # of a crash while publishing
+            left.unlink()
         totals = {"rows": rows, "videos": len(video_ids), "width": 2 * maps[0].shape[2]}
         _write(self.path / "shard.json", json.dumps({**self.plan.values(), **totals}, indent=1).encode() + b"\n")
         shutil.rmtree(self._parts)

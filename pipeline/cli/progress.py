@@ -1,4 +1,4 @@
-"""What a person sees while videos are labelled: a bar with frames/s and ETA, plain lines without a terminal."""
+"""What a person sees during long work: a bar with a rate and the time left, plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -31,12 +31,78 @@ _PLAIN_EVERY_SECONDS = 20.0
 
 
 class _RateColumn(ProgressColumn):
-    """Frames per second of the running stage."""
+    """Frames per second of the running stage, or whatever is counted."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
         """Nothing until there is a rate."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:5.1f} frames/s" if speed else "", style="cyan")
+        return Text(f"{speed:5.1f} {self._unit}/s" if speed else "", style="cyan")
+
+
+def _bars(console: Console, unit: str) -> Bars | None:
+    """Bars for a terminal; None where plain lines take their place."""
+    if not console.is_terminal:
+        return None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Bars(*columns, _RateColumn(unit), TimeRemainingColumn(), console=console, transient=True)
+
+
+def _so_far(done: int, total: int, work: int, seconds: float, unit: str) -> str:
+    """How far, how fast and how long still; `work` is what was done in these seconds."""
+    rate = work / seconds if seconds > 0 else 0.0
+    eta = f", {(total - done) / rate:.0f} s left" if rate and total else ""
+    return f"{f'{done}/{total}' if total else done}, {rate:.1f} {unit}/s{eta}"
+
+
+class Counter:
+    """Shows how many of a known number of things are done; a context manager, called with each step.
+
+    >>> with Counter(console, "harvesting", "videos") as count:
+    ...     harvest_frames(dataset, models, path, deployed="tiny", progress=count)
+
+    What was there at the first call, from an earlier run, is in the count and not in the rate.
+
+    Args:
+        console: where to draw; a bar when it is a terminal, a plain line every 20 seconds otherwise.
+        what: the work. unit: what is counted, in the plural.
+    """
+
+    def __init__(self, console: Console, what: str, unit: str) -> None:
+        self._console, self._what, self._unit = console, what, unit
+        self._bars = _bars(console, unit)
+        self._task: TaskID | None = None
+        self._first: int | None = None
+        self._start = self._last_line = 0.0
+
+    def __enter__(self) -> Counter:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` are done, and now it is about `name`."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._start, self._last_line = done, now, now
+            if self._bars is not None:
+                self._task = self._bars.add_task("", total=total, completed=done)
+        if self._bars is not None and self._task is not None:
+            text = f"{self._what} [dim]{escape(name)}[/]"
+            self._bars.update(self._task, description=text, completed=done, total=total)
+        elif now - self._last_line >= _PLAIN_EVERY_SECONDS:
+            self._last_line = now
+            far = _so_far(done, total, done - self._first, now - self._start, self._unit)
+            self._console.print(escape(f"{self._what} {name}, {far}"))
 
 
 class Board:
@@ -49,20 +115,9 @@ class Board:
 
     def __init__(self, console: Console, num_videos: int) -> None:
         self._console, self._num_videos, self._position, self._name = console, num_videos, 0, ""
-        self._bars: Bars | None = None
+        self._bars = _bars(console, "frames")
         self._task: TaskID | None = None
         self._stage, self._stage_start, self._last_line = "", 0.0, 0.0
-        if console.is_terminal:
-            self._bars = Bars(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                _RateColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
 
     def __enter__(self) -> Board:
         if self._bars is not None:
@@ -116,8 +171,5 @@ class Board:
         return f"({self._position}/{self._num_videos}) " if self._num_videos > 1 else ""
 
     def _plain(self, progress: Progress, seconds: float) -> str:
-        rate = progress.done / seconds if seconds > 0 else 0.0
-        left = (progress.total - progress.done) / rate if rate and progress.total else None
-        eta = f", {left:.0f} s left" if left is not None else ""
-        of = f"{progress.done}/{progress.total}" if progress.total else f"{progress.done}"
-        return f"{self._count()}{self._name} {progress.stage} {of}, {rate:.1f} frames/s{eta}"
+        far = _so_far(progress.done, progress.total, progress.done, seconds, "frames")
+        return f"{self._count()}{self._name} {progress.stage} {far}"
