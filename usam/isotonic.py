@@ -51,7 +51,7 @@ class Isotonic:
         _check(score_n, target_n, weights_n)
         score_n, target_n, weights_n = (a[weights_n > 0] for a in (score_n, target_n, weights_n))
         score_k, row_n = np.unique(score_n, return_inverse=True)
-        weight_k = np.bincount(row_n, weights_n)
+        weight_k: FloatArray = np.bincount(row_n, weights_n).astype(np.float64)
         first_b, value_b = _pool(np.bincount(row_n, weights_n * target_n) / weight_k, weight_k)
         last_b = np.append(first_b[1:], len(score_k)) - 1
         knots = np.stack([first_b, last_b], 1).reshape(-1)
