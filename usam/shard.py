@@ -171,7 +171,7 @@ class ShardWriter:
         part.replace(self.path / "tokens.npy")
         pq.write_table(pa.concat_tables(tables), self.path / "rows.tmp")
         (self.path / "rows.tmp").replace(self.path / "rows.parquet")
-        for left in self.path.glob("*.tmp"):  # of a crash while publishing
+        for left in self.path.glob("shard.json.*.tmp"):  # of a crash while publishing
             left.unlink()
         totals = {"rows": rows, "videos": len(video_ids), "width": 2 * maps[0].shape[2]}
         _write(self.path / "shard.json", json.dumps({**self.plan.values(), **totals}, indent=1).encode() + b"\n")

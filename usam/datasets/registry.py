@@ -30,11 +30,7 @@ def open_dataset(name: str, root: str | Path, split: str, selection: Selection =
         options:   of the data set: `resolution` for davis2017.
     Raises: DatasetError for an unknown name or split, and for a folder that is not in the set's layout.
     """
-    if name not in DATASETS:
-        near = get_close_matches(name, DATASETS, 1, 0.4)
-        step = f"did you mean {near[0]}?" if near else "correct the name"
-        raise DatasetError(f"a data set out of {', '.join(DATASETS)}", repr(name), step)
-    dataset: DataSet = DATASETS[name](Path(root), split, selection, **options)
+    dataset: DataSet = _kind(name)(Path(root), split, selection, **options)
     return dataset
 
 
@@ -52,17 +48,17 @@ class Layout(NamedTuple):
     splits: tuple[str, ...]
 
 
-def describe(root: str | Path) -> Layout:
+def describe(root: str | Path, name: str | None = None) -> Layout:
     """Find which data set's layout a folder has.
 
+    Args:    root: a folder. name: the only data set to look for, None for all.
     Raises: DatasetError for a folder that has none; it names the nearest and what that one lacks.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise DatasetError("the folder of a data set", f"no folder {root}", "check the path")
+    root = _folder(root)
+    kinds = DATASETS if name is None else {name: _kind(name)}
     nearest: tuple[float, str, str] = (0.0, "", "")
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
-        for kind in DATASETS.values():
+        for kind in kinds.values():
             missing = {split: list(_missing(kind, folder, split)) for split in kind.markers}
             whole = tuple(split for split, patterns in missing.items() if not patterns)
             if whole:
@@ -72,8 +68,38 @@ def describe(root: str | Path) -> Layout:
                 if share > nearest[0]:
                     nearest = (share, f"{kind.name} {split}", f"{folder} without {' and '.join(patterns)}")
     if not nearest[0]:
-        raise DatasetError(f"the layout of {', '.join(DATASETS)}", f"none of them in {root}", "see docs/usam.md")
+        raise DatasetError(f"the layout of {', '.join(kinds)}", f"none of them in {root}", "see docs/usam.md")
     raise DatasetError(f"a data set's layout, nearest {nearest[1]}", nearest[2], "unpack what is missing")
+
+
+def find_split(root: str | Path, name: str | None = None, split: str | None = None) -> tuple[str, Path, str]:
+    """What to open of a folder: what the caller leaves out is found by the layout.
+
+    Args:    root: a folder. name: a data set, None for the one that is there. split: None for the only one there.
+    Returns: name, root and split for `open_dataset`; nothing but names of files was looked at.
+    Raises:  DatasetError for an unknown name or split, a folder without a layout, or splits to choose from.
+    """
+    layout = Layout(name, _folder(root), ()) if name is not None and split is not None else describe(root, name)
+    known = layout.splits if split is None else tuple(_kind(layout.name).markers)
+    chosen = known[0] if split is None and len(known) == 1 else split
+    if chosen is None or chosen not in known:
+        got = "none" if chosen is None else repr(chosen)
+        raise DatasetError(f"a split of {layout.name} out of {', '.join(known)}", got, "name one")
+    return layout.name, layout.root, chosen
+
+
+def _folder(root: str | Path) -> Path:
+    if not Path(root).is_dir():
+        raise DatasetError("the folder of a data set", f"no folder {root}", "check the path")
+    return Path(root)
+
+
+def _kind(name: str) -> type[Any]:
+    if name not in DATASETS:
+        near = get_close_matches(name, DATASETS, 1, 0.4)
+        step = f"did you mean {near[0]}?" if near else "correct the name"
+        raise DatasetError(f"a data set out of {', '.join(DATASETS)}", repr(name), step)
+    return DATASETS[name]
 
 
 def _missing(kind: type[DataSet], folder: Path, split: str) -> Iterator[str]:

@@ -56,6 +56,15 @@ class Selection:
         return [items[i] for i in sorted(drawn[:limit])]
 
 
+@dataclass(frozen=True)
+class Consecutive(Selection):
+    """A selection whose seed picks videos only: of each, the first frames are read, as propagation wants them."""
+
+    def frames(self, video_id: str, frame_indices: Sequence[int]) -> list[int]:
+        """The first frames of a video."""
+        return list(frame_indices[: self.max_frames])
+
+
 EVERYTHING = Selection()
 
 
