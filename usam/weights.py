@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
@@ -25,20 +26,28 @@ FORMAT = "masksieve-heads-1"
 def save_bank(bank: HeadBank, path: Path) -> Path:
     """Write `path` (safetensors) and its card (same stem, .json); the card last, so half a bank is never found.
 
+    Its stacker goes beside it; one that lies there for other heads is removed.
+
     Args:    bank: the heads. path: the safetensors file; its folder is made.
     Returns: the path.
     """
     path = path.with_suffix(".safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{m}.{key}": value.cpu() for m, state in enumerate(bank.states()) for key, value in state.items()}
-    card = {"format": FORMAT, "width": bank.width, "names": list(bank.names), **asdict(bank.card)}
     card_path = path.with_suffix(".json")
     card_path.unlink(missing_ok=True)
+    stacker_path(path).with_suffix(".json").unlink(missing_ok=True)
+    stacker_path(path).unlink(missing_ok=True)
+    if bank.stacker is not None:
+        from usam.stacker import save_stacker
+
+        save_stacker(bank.stacker, stacker_path(path))
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"format": FORMAT})  # two keys would be written in random order
+    facts = {"format": FORMAT, "width": bank.width, "names": list(bank.names), "weights_sha256": _sha256(part)}
     part.replace(path)
     part = card_path.with_name(card_path.name + ".part")
-    part.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    part.write_text(json.dumps(facts | asdict(bank.card), indent=1, sort_keys=True) + "\n")
     part.replace(card_path)
     return path
 
@@ -67,7 +76,7 @@ def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None 
         model_sha256: checksum of the model's weights; None skips the check.
         width: the tokens' width 2d; None skips the check.
     Returns: the bank, on the CPU.
-    Raises:  HeadError for a missing, damaged or foreign bank.
+    Raises:  HeadError for a missing, damaged or foreign bank, or a stacker beside it that was made for other heads.
     """
     card = read_card(path)
     if model_sha256 is not None and card.get("model_sha256") != model_sha256:
@@ -81,6 +90,9 @@ def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None 
             f"heads of width {width}", f"width {card.get('width')} in {path.name}", "use this model's own bank"
         )
     try:
+        found, wanted = _sha256(path), card.get("weights_sha256")
+        if wanted not in (None, found):
+            raise HeadError(f"weights {str(wanted)[:12]} in {path}", found[:12], "copy the bank again")
         tensors = load_file(path)
         states: list[dict[str, Tensor]] = [{} for _ in card["names"]]
         for key, value in tensors.items():
@@ -95,7 +107,38 @@ def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None 
         )
     except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
         raise HeadError(f"a bank in {path}", f"{type(error).__name__}: {error}", "copy the bank again") from error
-    return HeadBank(card["names"], states, head_card)
+    bank = HeadBank(card["names"], states, head_card)
+    if stacker_path(path).with_suffix(".json").is_file():
+        from usam.stacker import load_stacker
+
+        bank.stacker = load_stacker(stacker_path(path), heads_sha256=heads_sha256(bank))
+    return bank
+
+
+def stacker_path(path: Path) -> Path:
+    """Where the stacker of a bank lies: beside it."""
+    return path.with_name(f"{path.stem}-stacker.safetensors")
+
+
+def bank_sha256(bank: HeadBank) -> str:
+    """Checksum of all that turns tokens into a score: the heads, and their stacker if they have one."""
+    if bank.stacker is None:
+        return heads_sha256(bank)
+    return hashlib.sha256(f"{heads_sha256(bank)} {bank.stacker.sha256()}".encode()).hexdigest()
+
+
+def heads_sha256(bank: HeadBank) -> str:
+    """Checksum of what the heads compute: names, weights, token offset, and the model that names their score."""
+    digest = hashlib.sha256(repr((bank.names, bank.mask_token_offset, bank.card.model_name)).encode())
+    for state in bank.states():
+        for name in sorted(state):
+            digest.update(state[name].detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def bank_path_for(model_sha256: str, search_dirs: Iterable[Path]) -> Path | None:
