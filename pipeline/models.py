@@ -113,7 +113,8 @@ def load_model(
     model = build_model(spec.config)
     _fill(model, state, name, path)
     model.to(place)
-    return LoadedModel(name, model, int(model.image_size), sha256, _find_bank(sha256, cache_dir), place, path)
+    bank = _find_bank(sha256, 2 * int(model.hidden_dim), cache_dir)
+    return LoadedModel(name, model, int(model.image_size), sha256, bank, place, path)
 
 
 def build_model(config: str | Path, overrides: Mapping[str, Any] | None = None) -> SAM2VideoPredictor:
@@ -286,9 +287,12 @@ def bank_folders(cache_dir: Path | None = None) -> list[Path]:
     return [cache_root(cache_dir) / "heads", Path(__file__).resolve().parent / "nano" / "weights"]
 
 
-def _find_bank(sha256: str, cache_dir: Path | None) -> HeadBank | None:
-    """The heads made for exactly these weights, or None."""
+def _find_bank(sha256: str, width: int, cache_dir: Path | None) -> HeadBank | None:
+    """The heads made for exactly these weights, or None.
+
+    Raises: HeadError for a damaged bank, or one that reads tokens of another width.
+    """
     from usam.weights import bank_path_for, load_bank
 
     path = bank_path_for(sha256, bank_folders(cache_dir))
-    return None if path is None else load_bank(path, model_sha256=sha256)
+    return None if path is None else load_bank(path, model_sha256=sha256, width=width)
