@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,12 +15,16 @@ from usam.bootstrap import bootstrap, interval
 from usam.curves import FloatArray, Replacement
 from usam.errors import EvaluationError, HeadError
 from usam.evaluate import Evaluation, Score, Truth, evaluate, paper_applications
+from usam.features import FEATURES
 from usam.heads import HeadBank
 from usam.isotonic import Isotonic
 from usam.metrics import Spearman, calibration_error, pearson
 from usam.report import Cell, Table
 from usam.shard import ENTROPIES, Shard
 from usam.targets import GAP_HEADS, SIZED_HEADS, TRACKED_HEAD, gaps_by_difference, shift_of
+
+if TYPE_CHECKING:
+    from usam.stacker import Stacker
 
 _LOG = logging.getLogger(__name__)
 _GAP_OF = {"model": "model_gap", "prompt": "prompt_gap", "task": "task_gap"}
@@ -186,6 +191,33 @@ def bank_contenders(name: str, bank: HeadBank, exam: Exam) -> list[Contender]:
         words = {app: f"{_GAP_OF[app]} as a difference" for app in differences}
         out.append(Contender(f"{name}_differences", Score(None, applications=differences), words))
     return out
+
+
+def stacker_contender(name: str, bank: HeadBank, stacker: Stacker, exam: Exam) -> Contender:
+    """A bank's frame score after a stacker, which also reads what the mask's track says.
+
+    Args:    name: of the score. bank: whose heads feed the stacker. exam: propagated frames.
+    Raises:  HeadError for a bank without its heads, features that were not harvested, or as `predictions`.
+    """
+    predicted = predictions(bank, exam)
+    missing = [head for head in stacker.card.heads if head not in predicted]
+    if missing:
+        raise HeadError(
+            f"the heads {', '.join(stacker.card.heads)} for the stacker", f"no {missing[0]}", "name its bank"
+        )
+    features_nf = np.stack([exam.column(feature) for feature in FEATURES], axis=1)
+    unknown = [
+        f for f, known in zip(FEATURES, np.isfinite(features_nf[exam.judged_n]).all(0), strict=True) if not known
+    ]
+    if unknown:
+        got = f"no {unknown[0]} on some judged row of {exam.shard.path}"
+        raise HeadError("the features that a stacker reads", got, "harvest with --mode tracked")
+    heads_nh = np.stack([predicted[head] for head in stacker.card.heads], axis=1)
+    inputs = (torch.from_numpy(a.astype(np.float32)).to(bank.device) for a in (heads_nh, features_nf))
+    said_n = stacker.to(bank.device)(*inputs).cpu().numpy().astype(np.float64)
+    gaps = {app: gap for app, gap in _GAP_OF.items() if gap in predicted}
+    words = {"iou": "1 - the stacker's IoU"} | gaps
+    return Contender(name, Score(1 - said_n, True, {a: predicted[g] for a, g in gaps.items()}), words)
 
 
 def _differences(exam: Exam, predicted: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,74 +22,15 @@ from usam.judge import (
     require_other_videos,
     rivals,
 )
-from usam.shard import Plan, Shard, ShardWriter
+from usam.shard import Shard
 
 HEADS = ("iou_tiny", "iou_large", "iou_dense_prompt", "iou_unsupervised", "model_gap", "prompt_gap", "task_gap")
 Make = Callable[..., Shard]
-
-
-@pytest.fixture
-def make_shard(tmp_path: Path) -> Make:
-    """A harvest whose tokens hold the IoU columns: token j of the mask is a wide copy of what one head predicts."""
-
-    def make(name: str = "shard", kind: str = "frames", videos: int = 12, seed: int = 0, **changes: Any) -> Shard:
-        plan = Plan(
-            kind,
-            {"tiny": {"name": "sam2_nano", "sha256": "a" * 64}, "large": {"name": "sam2_micro", "sha256": "b" * 64}},
-            "tiny", changes.pop("dataset", "synthetic"), "test", {"seed": seed},
-        )  # fmt: skip
-        writer = ShardWriter(tmp_path / name, plan)
-        rng = np.random.default_rng(seed)
-        ids = [f"{changes.get('prefix', 'v')}{i}" for i in range(videos)]
-        for video in ids:
-            n = 24
-            iou = {head: rng.random(n) for head in ("iou", "iou_tiny", "iou_large", "iou_dense_prompt")}
-            chosen = iou["iou"] * rng.random(n)
-            tokens = np.zeros((n, 5, 4), np.float32)
-            tokens[:, 0] = np.stack([iou["iou_tiny"], iou["iou_large"], iou["iou_dense_prompt"], iou["iou"]], 1)
-            tokens[:, 1:, 0] = rng.random((n, 4))
-            which = rng.integers(1, 4, n)
-            tokens[np.arange(n), which + 1, 0] = chosen
-            columns: dict[str, Any] = {
-                "frame_index": np.arange(n), "object_id": np.ones(n, int), "size": ["tiny"] * n,
-                "prompted": np.arange(n) == 0, "visible": np.arange(n) % 7 != 6, "predicted": np.arange(n) % 8 != 7,
-                "chosen": which, "best": rng.integers(1, 4, n), "iou_chosen": chosen, "iou_unsupervised": chosen,
-                "sam_score": 0.5 + 0.2 * chosen + rng.normal(0, 0.05, n), "H_Std": 1 - chosen**2, **iou,
-                **{f"candidate_score_{j}": rng.random(n) for j in range(3)},
-            }  # fmt: skip
-            if kind == "tracked":
-                columns["iou_tracked"] = chosen
-            columns |= {k: v for k, v in changes.items() if k not in ("prefix", "dataset")}
-            writer.add(video, columns, tokens)
-        return writer.finish(ids)
-
-    return make
-
-
-def reading_bank(heads: tuple[str, ...] = HEADS, sha256: str = "a" * 64, offset: int = 1) -> HeadBank:
-    """Heads that read their target off the tokens that `make_shard` writes: sigmoid of 8 (x - 1/2), or of a gap."""
-    tiny, large, dense, best, chosen = range(5)
-    terms = {
-        "iou_tiny": {tiny: 1}, "iou_large": {large: 1}, "iou_dense_prompt": {dense: 1}, "iou_unsupervised": {chosen: 1},
-        "model_gap": {large: 1, tiny: -1}, "prompt_gap": {dense: 1, best: -1}, "task_gap": {best: 1, chosen: -1},
-        "iou_tracked": {chosen: 1},
-    }  # fmt: skip
-    states = []
-    for head in heads:
-        state = {f"layers.{i}.weight": torch.zeros(8, 8) for i in (0, 1)}
-        state |= {f"layers.{i}.bias": torch.zeros(8) for i in (0, 1)}
-        state["layers.0.weight"][:5, :5] = torch.eye(5)
-        state["layers.1.weight"][:5, :5] = torch.eye(5)
-        state["layers.2.weight"] = torch.zeros(1, 8)
-        for column, sign in terms[head].items():
-            state["layers.2.weight"][0, column] = 8.0 * sign
-        state["layers.2.bias"] = torch.tensor([0.0 if head.endswith("gap") else -4.0])
-        states.append(state)
-    return HeadBank(heads, states, HeadCard("sam2_nano", sha256, offset))
+Bank = Callable[..., HeadBank]
 
 
 @pytest.mark.parametrize("kind", ["frames", "tracked"])
-def test_heads_that_read_the_truth_win_their_applications(make_shard: Make, kind: str) -> None:
+def test_heads_that_read_the_truth_win_their_applications(make_shard: Make, reading_bank: Bank, kind: str) -> None:
     heads = HEADS if kind == "frames" else (*HEADS, "iou_tracked")
     exam = exam_of(make_shard(kind=kind))
     contenders = [*bank_contenders("ours", reading_bank(heads), exam), *rivals(exam, fit_isotonic(exam))]
@@ -126,7 +65,7 @@ def test_rows_are_the_deployed_models_and_prompts_are_left_out_where_masks_are_p
         exam_of(frames, of="first")
 
 
-def test_the_best_of_three_is_judged_with_its_own_token_and_score(make_shard: Make) -> None:
+def test_the_best_of_three_is_judged_with_its_own_token_and_score(make_shard: Make, reading_bank: Bank) -> None:
     shard = make_shard()
     exam = exam_of(shard, of="best")
     assert np.asarray(exam.truth.iou_n) == pytest.approx(shard.column("iou"))
@@ -141,7 +80,7 @@ def test_the_best_of_three_is_judged_with_its_own_token_and_score(make_shard: Ma
     assert ranks_table(exam, bank_contenders("ours", bank, exam)).rows[0][1] == "1 - iou_tiny"
 
 
-def test_a_bank_is_fed_the_token_that_its_card_names(make_shard: Make) -> None:
+def test_a_bank_is_fed_the_token_that_its_card_names(make_shard: Make, reading_bank: Bank) -> None:
     exam = exam_of(make_shard())
     own, before = (predictions(reading_bank(offset=offset), exam)["iou_unsupervised"] for offset in (1, 0))
     true_n = np.asarray(exam.truth.iou_n)
@@ -149,7 +88,9 @@ def test_a_bank_is_fed_the_token_that_its_card_names(make_shard: Make) -> None:
     assert abs(np.corrcoef(before, true_n)[0, 1]) < 0.5
 
 
-def test_many_rows_are_predicted_in_parts(make_shard: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_predicted_in_parts(
+    make_shard: Make, reading_bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exam = exam_of(make_shard())
     whole = predictions(reading_bank(), exam)
     monkeypatch.setattr("usam.judge._PREDICT_ROWS", 7)
@@ -157,7 +98,7 @@ def test_many_rows_are_predicted_in_parts(make_shard: Make, monkeypatch: pytest.
         assert values == pytest.approx(whole[head], abs=1e-6)
 
 
-def test_heads_are_held_against_their_own_targets(make_shard: Make) -> None:
+def test_heads_are_held_against_their_own_targets(make_shard: Make, reading_bank: Bank) -> None:
     exam = exam_of(make_shard())
     table = heads_table("ours", reading_bank(), exam, replicates=20)
     by_head = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
@@ -170,7 +111,7 @@ def test_heads_are_held_against_their_own_targets(make_shard: Make) -> None:
     assert abs(float(by_head["model_gap"]["mean_target"])) < 0.1
 
 
-def test_what_was_not_measured_is_left_out_and_said(make_shard: Make) -> None:
+def test_what_was_not_measured_is_left_out_and_said(make_shard: Make, reading_bank: Bank) -> None:
     half = np.where(np.arange(24) % 2, 0.5, np.nan)
     shard = make_shard(
         iou_large=[None] * 24, H_Std=[None if np.isnan(x) else x for x in half],
@@ -185,7 +126,9 @@ def test_what_was_not_measured_is_left_out_and_said(make_shard: Make) -> None:
     assert "iou_large" not in [row[0] for row in heads_table("ours", reading_bank(), exam, replicates=0).rows]
 
 
-def test_a_bank_without_gaps_ranks_by_its_iou_and_one_without_iou_only_by_gaps(make_shard: Make) -> None:
+def test_a_bank_without_gaps_ranks_by_its_iou_and_one_without_iou_only_by_gaps(
+    make_shard: Make, reading_bank: Bank
+) -> None:
     exam = exam_of(make_shard())
     (plain,) = bank_contenders("plain", reading_bank(("iou_unsupervised",)), exam)
     (gaps,) = bank_contenders("gaps", reading_bank(("task_gap",)), exam)
@@ -199,7 +142,7 @@ def test_a_bank_without_gaps_ranks_by_its_iou_and_one_without_iou_only_by_gaps(m
 
 
 def test_foreign_banks_and_seen_videos_are_refused(
-    make_shard: Make, make_state: Callable[..., dict[str, torch.Tensor]]
+    make_shard: Make, reading_bank: Bank, make_state: Callable[..., dict[str, torch.Tensor]]
 ) -> None:
     exam = exam_of(make_shard())
     wide = HeadBank(["iou_tiny"], [make_state(16)], HeadCard("sam2_nano", "a" * 64))
