@@ -1,29 +1,41 @@
-"""Gets heads for a model: imports published-style folders, or fits `iou_tracked` from labelled videos."""
+"""Gets heads for a model: imports published-style folders, or fits them to videos with truth or reviewed rows."""
 
 from __future__ import annotations
 
-import glob
+import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.drops import VIDEO_SUFFIXES
+from pipeline.checkpoints import cache_root, model_size
+from pipeline.drops import PROMPTS_SUFFIX
 from pipeline.errors import HeadError
+from pipeline.fit_reviewed import harvest_reviewed, read_reviewed
+from pipeline.fit_triples import find_triples, harvest_triples
+from pipeline.harvest_tracked import Protocol, harvest_tracked
+from pipeline.label import torch_threads
 from pipeline.models import LoadedModel, bank_folders
-from pipeline.prompts import load_prompts
-from pipeline.propagate import FrameResult, Session
 from pipeline.settings import Settings
-from pipeline.video.probe import probe_video
-from pipeline.video.stream import FrameStream
-from usam.harvest import TruthClip, harvest
-from usam.heads import HeadBank, HeadCard
-from usam.train import fit_tracked
+from pipeline.storage.objects import ObjectStore
+from usam.datasets.registry import describe, find_split, open_dataset
+from usam.datasets.samples import EVERYTHING, DataSet, Selection
+from usam.errors import DatasetError
+from usam.fit_bank import fit_bank
+from usam.harvest_frames import harvest_frames
+from usam.heads import HeadBank, HeadCard, MlpState
+from usam.shard import Shard
 from usam.warm import score_head_state
 from usam.weights import import_published, install_path, save_bank
 
-TRUTH_SUFFIX = ".truth.npz"
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, str, int, int], None]
+"""Told the stage (reading, propagating, training), what is worked on, how many are done, and how many there are."""
+
+_SINGLE_IMAGES = ("ade20k", "coco")
 
 
 def import_heads(folder: Path, loaded: LoadedModel, settings: Settings) -> tuple[Path, HeadBank]:
@@ -49,31 +61,82 @@ def import_heads(folder: Path, loaded: LoadedModel, settings: Settings) -> tuple
 
 
 def fit_heads(
-    folder: Path, loaded: LoadedModel, settings: Settings, progress: Callable[[str], None] = lambda _: None
+    truth: Path,
+    loaded: LoadedModel,
+    settings: Settings,
+    *,
+    dataset: str | None = None,
+    split: str | None = None,
+    selection: Selection = EVERYTHING,
+    labels: str | None = None,
+    work: Path | None = None,
+    progress: Progress = lambda stage, name, done, total: None,
 ) -> tuple[Path, HeadBank]:
-    """Fit `iou_tracked` to a model from videos with truth, and install it.
+    """Fit heads to a model from whatever says how good its masks are, and install them.
 
     Args:
-        folder: `<stem>.mp4` (or any video), `<stem>.prompts.json` and `<stem>.truth.npz` with `ids_thw`: (T, H, W)
-            uint8, the object id seen at each pixel, 0 for none; ids as in the prompts. At least two videos.
+        truth: one of
+            a folder of videos, each with `STEM.prompts.json` and `STEM.truth.npz` (`ids_thw`: (T, H, W) uint8, the
+            object id seen at each pixel, 0 for none; ids as in the prompts);
+            a data set in its published layout: objects are clicked in the middle where they first show, and propagated
+            (single images are not);
+            with `labels`, reviewed rows as Parquet (`pipeline.fit_reviewed.read_reviewed`).
+            Always at least two videos.
         loaded: the model.
-        settings: decoding and cache.
-        progress: told each video's name as it starts.
-    Returns: the installed file and the bank.
-    Raises:  HeadError for a folder without such triples, truth of another size, or too few videos.
+        settings: decoding, storage and cache.
+        dataset, split, selection: of a data set; found by the layout, its training split if it has several.
+        labels: the output of `masksieve label` whose masks were reviewed, made with `output.tokens`.
+        work: keeps the rows and what is trained so far; if None a folder in the cache, which goes when all is done.
+        progress: see `Progress`.
+    Returns: the installed file and the bank: every head whose target the truth gives, `iou_tracked` unless these are
+             single images.
+    Raises:  HeadError for a path that is none of these, rows that match nothing, or too few videos; DatasetError for a
+             data set's own faults; VideoError, PromptError of a video. The same call goes on where it broke off.
     """
-    truths = sorted(folder.glob(f"*{TRUTH_SUFFIX}"))
-    if len(truths) < 2:
-        raise HeadError(
-            f"at least two videos with {TRUTH_SUFFIX} in {folder}",
-            str(len(truths)),
-            "add videos with truth (docs/heads.md)",
+    with _folder(work, truth, loaded, settings, [dataset, split, selection, labels]) as folder:
+        with torch_threads(settings, loaded):
+            if labels is not None:
+                progress("reading", truth.name, 0, 0)
+                store = ObjectStore(labels, settings.storage)
+                shard, offset = harvest_reviewed(read_reviewed(truth), store, loaded, folder)
+            elif truth.is_file() or any(truth.glob("*.parquet")):
+                step = "name it by --labels; its tokens say what the heads are fed"
+                raise HeadError("the output that these rows were reviewed from", "none", step)
+            elif dataset is None and _is_triples(truth):
+
+                def propagating(name: str, done: int, total: int) -> None:
+                    progress("propagating", name, done, total)
+
+                shard, offset = harvest_triples(find_triples(truth), loaded, settings, folder, propagating), 1
+            else:
+                opened = open_truth(truth, dataset, split, selection)
+                shard, offset = _harvest_dataset(opened, loaded, folder, progress), 1
+        bank = fit_bank(
+            [shard],
+            offset=offset,
+            start=_start(loaded),
+            checkpoint_dir=folder / "training",
+            progress=lambda done, total, head: progress("training", head, int(done), total),
         )
-    rows = harvest(clip for truth in truths for clip in _truth_clip(truth, loaded, settings, progress))
-    bank = fit_tracked(
-        rows, loaded.name, loaded.sha256, start=score_head_state(loaded.model), provenance={"videos_given": len(truths)}
-    )
-    return install(bank, loaded, settings), bank
+        path = install(bank, loaded, settings)
+    return path, bank
+
+
+def open_truth(
+    root: Path, name: str | None = None, split: str | None = None, selection: Selection = EVERYTHING
+) -> DataSet:
+    """The split of a data set to fit heads on: the training split, or the only one there, if none is named.
+
+    Raises: DatasetError for a folder in no known layout, splits to choose from, or fewer than two videos.
+    """
+    if split is None:
+        split = next((one for one in describe(root, name).splits if one.startswith("train")), None)
+    name, root, split = find_split(root, name, split)
+    opened = open_dataset(name, root, split, selection)
+    if len(opened) < 2:
+        step = "rows are split by video: name a split with more, or read more videos"
+        raise DatasetError(f"at least two videos in {name} {split}", str(len(opened)), step)
+    return opened
 
 
 def install(bank: HeadBank, loaded: LoadedModel, settings: Settings) -> Path:
@@ -81,49 +144,71 @@ def install(bank: HeadBank, loaded: LoadedModel, settings: Settings) -> Path:
     return save_bank(bank, install_path(loaded.name, loaded.sha256, bank_folders(settings.model.cache_dir)[0]))
 
 
-def _truth_clip(
-    truth: Path, loaded: LoadedModel, settings: Settings, progress: Callable[[str], None]
-) -> Iterator[TruthClip]:
-    stem = truth.name.removesuffix(TRUTH_SUFFIX)
-    videos = [path for path in truth.parent.glob(f"{glob.escape(stem)}.*") if path.suffix.lower() in VIDEO_SUFFIXES]
-    if not videos:
-        raise HeadError(
-            f"a video {stem}.mp4 beside {truth.name}", "none", "put the three files of a video side by side"
+def _is_triples(path: Path) -> bool:
+    """Whether a folder holds prompts; truth beside videos without any is a data set of rendered clips."""
+    return any(path.glob(f"*{PROMPTS_SUFFIX}"))
+
+
+def _harvest_dataset(opened: DataSet, loaded: LoadedModel, folder: Path, progress: Progress) -> Shard:
+    """Rows of a data set: of propagated frames, or of single images where nothing can be propagated."""
+    size = model_size(loaded.name)
+    if opened.name in _SINGLE_IMAGES:
+        return harvest_frames(
+            opened,
+            {size: loaded},
+            folder,
+            deployed=size,
+            progress=lambda name, done, total: progress("reading", name, done, total),
         )
-    progress(stem)
-    info = probe_video(videos[0], settings.decode)
-    prompts = load_prompts(truth.with_name(f"{stem}.prompts.json"))
-    prompts.validate(info)
-    ids_thw = _read_ids(truth)
-    if ids_thw.shape != (info.num_frames, info.height, info.width):
-        raise HeadError(
-            f"truth of {(info.num_frames, info.height, info.width)} for {videos[0].name}",
-            str(ids_thw.shape),
-            "give one id map per frame at the video's size",
-        )
-
-    def masks() -> Iterator[list[FrameResult]]:
-        session = Session(
-            loaded.model, prompts, (info.height, info.width), info.num_frames, reverse=False,
-            precision=settings.model.precision,
-        )  # fmt: skip
-        with FrameStream(
-            info, settings.decode, resize=loaded.image_size, indices=session.conditioning_frames
-        ) as stream:
-            prompted = {frame.index: frame.rgb_hw3 for frame in stream}
-        session.prepare(prompted.__getitem__)
-        with FrameStream(info, settings.decode, resize=loaded.image_size) as stream:
-            yield from session.forward(stream)
-
-    yield TruthClip(stem, masks(), lambda frame, object_id: ids_thw[frame] == object_id)
+    progress("propagating", opened.video_ids[0], 0, len(opened))
+    shard = harvest_tracked(
+        opened,
+        {size: loaded},
+        folder,
+        deployed=size,
+        protocol=Protocol(entropies=()),
+        progress=lambda name, rows: progress("propagating", name, opened.video_ids.index(name) + 1, len(opened)),
+    )
+    if shard.column("prompted").all():
+        got = f"none in {opened.name} {opened.split}, which has truth for the first frame alone"
+        raise DatasetError("truth of propagated frames", got, "name the training split")
+    return shard
 
 
-def _read_ids(truth: Path) -> NDArray[np.uint8]:
+def _start(loaded: LoadedModel) -> MlpState | None:
+    """The model's own score as a start; a model whose score is built otherwise starts at random."""
     try:
-        with np.load(truth, allow_pickle=False) as data:
-            ids: NDArray[np.uint8] = data["ids_thw"]
-    except (OSError, KeyError, ValueError) as error:
-        raise HeadError(
-            f"an array ids_thw in {truth}", type(error).__name__, "write it with numpy.savez_compressed"
-        ) from error
-    return ids
+        return score_head_state(loaded.model)
+    except HeadError as error:
+        log.info("heads start at random: %s", error)
+        return None
+
+
+@contextmanager
+def _folder(
+    work: Path | None, truth: Path, loaded: LoadedModel, settings: Settings, words: list[object]
+) -> Iterator[Path]:
+    """Where rows and trained members lie meanwhile: the given folder, or one in the cache until all went well.
+
+    The one in the cache is named after the call and the truth's files, so that a changed file starts anew.
+    """
+    if work is not None:
+        yield work
+        return
+    about = [str(truth.resolve()), loaded.sha256, settings.model.precision, *words, _stamp(truth)]
+    folder = cache_root(settings.model.cache_dir) / "fit" / sha256(repr(about).encode()).hexdigest()[:16]
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stamp(path: Path) -> str:
+    """Changes when a file of a tree does, by name, size or time."""
+    digest = sha256()
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for name in sorted(files):
+            facts = os.stat(os.path.join(folder, name))
+            digest.update(repr((os.path.relpath(folder, path), name, facts.st_size, facts.st_mtime_ns)).encode())
+    if path.is_file():
+        digest.update(repr((path.stat().st_size, path.stat().st_mtime_ns)).encode())
+    return digest.hexdigest()
