@@ -25,6 +25,7 @@ from usam.datasets.rle import Runs
 from usam.errors import DatasetError
 from usam.shard import Plan, Shard, ShardWriter
 from usam.weights import bank_sha256
+from usam.weights import bank_sha256
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def harvest_reviewed(
     Raises:  HeadError for an output of another model or without tokens, a true mask of another size than its video,
              rows that match nothing, IoU that are all the same, or videos labelled with both offsets.
     """
-    ledger, lost, place = Ledger(labels), 0, labels.uri("")
+    ledger, lost, place = Ledger(labels), 0, labels.uri("tokens")
     size, digest = model_size(loaded.name), sha256()
     found: dict[str, tuple[dict[str, list[Any]], NDArray[np.float32]]] = {}
     offsets, ious = set[int](), set[float]()
@@ -151,7 +152,7 @@ def _video_rows(
     if made_by != loaded.sha256:
         got = f"{(metadata.get('model') or {}).get('name')} {str(made_by)[:12]}"
         step = "fit heads to the model that labelled them, or label them again"
-        raise HeadError(f"masks by {loaded.name} {loaded.sha256[:12]} in {store.uri('')}", got, step)
+        raise HeadError(f"masks by {loaded.name} {loaded.sha256[:12]} in {store.uri('masks')}", got, step)
     kept, about = _layer(store, commit, "tokens", ("frame_index", "object_id", "chosen", "tokens"))
     offset = _offset({**metadata, **about}, loaded)
     tokens_of = {(row["frame_index"], row["object_id"]): row for row in kept.to_pylist()}
@@ -163,7 +164,7 @@ def _video_rows(
             continue
         pair_2d = np.frombuffer(token["tokens"], "<f2").reshape(2, -1)
         if pair_2d.shape[1] != d:
-            got = f"{2 * pair_2d.shape[1]} in {store.uri('')}"
+            got = f"{2 * pair_2d.shape[1]} in {store.uri('tokens')}"
             raise HeadError(f"tokens of width {2 * d} for {loaded.name}", got, "label the videos again")
         lines = np.zeros((5, d), np.float32)
         lines[0], lines[1 + (token["chosen"] if offset else max(token["chosen"] - 1, 0))] = pair_2d
@@ -208,7 +209,7 @@ def _layer(store: ObjectStore, commit: Commit, layer: str, columns: tuple[str, .
         key = commit.file(layer).key
     except StorageError as error:
         step = "label the videos again with --set output.tokens=true"
-        raise HeadError(f"a layer {layer} in {store.uri('')}", f"none for {commit.video_uri}", step) from error
+        raise HeadError(f"the layer {store.uri(layer)}", f"none for {commit.video_uri}", step) from error
     with store.open(key) as file:
         table = pq.read_table(file, columns=list(columns))
         return table, read_metadata(pq.read_schema(file))
