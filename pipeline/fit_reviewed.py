@@ -25,7 +25,6 @@ from usam.datasets.rle import Runs
 from usam.errors import DatasetError
 from usam.shard import Plan, Shard, ShardWriter
 from usam.weights import bank_sha256
-from usam.weights import bank_sha256
 
 log = logging.getLogger(__name__)
 
