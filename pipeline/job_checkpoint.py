@@ -35,7 +35,7 @@ from pipeline.storage.local import sync_folder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEPT_DAYS = 7
 KEPT_JOBS = 16
 LOCK, STATE = "lock", "state"

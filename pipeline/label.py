@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 import time
@@ -37,7 +36,7 @@ from pipeline.storage.objects import ObjectStore
 from pipeline.video.probe import VideoInfo, probe_video
 from pipeline.video.sample import Sample, is_sampled
 from usam.heads import HeadBank
-from usam.weights import load_bank
+from usam.weights import bank_sha256, load_bank
 
 log = logging.getLogger(__name__)
 
@@ -207,15 +206,6 @@ def facts_metadata(
     }
 
 
-def bank_sha256(bank: HeadBank) -> str:
-    """Checksum of what a bank computes: names, weights, token offset, and the model that names its score."""
-    digest = hashlib.sha256(repr((bank.names, bank.mask_token_offset, bank.card.model_name)).encode())
-    for state in bank.states():
-        for name in sorted(state):
-            digest.update(state[name].detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _checkpoints(
     source: LocalVideo, loaded: LoadedModel, settings: Settings, metadata: dict[str, Any]
 ) -> tuple[Path, dict[str, Any]]:
@@ -277,6 +267,7 @@ def _make_facts(
             layers.append(("candidates", CANDIDATES, spools.candidates.merged()))
         if spools.tokens is not None:
             layers.append(("tokens", TOKENS, spools.tokens.merged()))
+        offset = {"mask_token_offset": 1 if job.bank is None else job.bank.mask_token_offset}
         for layer, schema, batches in layers:
             key = facts_key(layer, drop, job.context.video_id, attempt_id)
             files.append(
@@ -286,7 +277,7 @@ def _make_facts(
                     key,
                     batches,
                     schema,
-                    metadata,
+                    metadata | offset if layer == "tokens" else metadata,
                     row_group_rows=job.settings.output.row_group_rows,
                     scratch_dir=job.scratch,
                 )

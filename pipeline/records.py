@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.errors import StorageError
 from usam import targets
 
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 METADATA_PREFIX = "masksieve."
 
 IOU_HEADS = (*targets.IOU_HEADS, targets.TRACKED_HEAD)
@@ -56,7 +56,7 @@ MASKS = pa.schema(
         pa.field("object_score", pa.float32()),  # logit: above 0 the model says that the object is there
         pa.field("stability", pa.float32()),
         pa.field("entropy_bits", pa.float32()),
-        *(pa.field(name, pa.float32()) for name in HEAD_COLUMNS),
+        *(pa.field(name, pa.float32()) for name in (*HEAD_COLUMNS, targets.STACKED)),
         pa.field("temporal_iou", pa.float32()),
         pa.field("area_change", pa.float32()),
         _required("shot_index", pa.int32()),  # scene cuts before this frame
@@ -123,10 +123,12 @@ REVIEW = pa.schema(
 
 
 # What a column says in facts of an older schema, which lack it: in version 1 no object was found automatically, and no
-# cut was looked for, as with `propagate.on_cut: ignore`; up to version 2 the box of an automatic prompt was not kept.
+# cut was looked for, as with `propagate.on_cut: ignore`; up to version 2 the box of an automatic prompt was not kept;
+# up to version 3 no stacker scored frames.
 _ADDED: dict[str, dict[str, Any]] = {
-    "1": {"prompt_xyxy": None, "auto": False, "shot_index": 0, "across_cut": False},
-    "2": {"prompt_xyxy": None},
+    "1": {"prompt_xyxy": None, "auto": False, "shot_index": 0, "across_cut": False, "iou_stacked": None},
+    "2": {"prompt_xyxy": None, "iou_stacked": None},
+    "3": {"iou_stacked": None},
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,9 @@ from torch import Tensor
 from pipeline.errors import HeadError
 from pipeline.propagate import FrameResult
 from usam.entropy import logits_entropy, stability
+from usam.features import TrackFeatures
 from usam.heads import HeadBank
-from usam.targets import TRACKED_HEAD
+from usam.targets import STACKED, TRACKED_HEAD
 
 SIZES = ("tiny", "small", "base_plus", "large")
 
@@ -21,10 +24,13 @@ def score_head(bank: HeadBank | None) -> str:
     """The column that predicts the IoU of the deployed model's masks.
 
     Args:    bank: its heads, or None.
-    Returns: `iou_tracked`; else the head of the model's own size (`iou_tiny` for sam2.1_hiera_tiny); else `sam_score`.
+    Returns: `iou_stacked` if the bank has a stacker; else `iou_tracked`; else the head of the model's own size
+             (`iou_tiny` for sam2.1_hiera_tiny); else `sam_score`.
     """
     if bank is None:
         return "sam_score"
+    if bank.stacker is not None:
+        return STACKED
     sized = [f"iou_{size}" for size in SIZES if bank.card.model_name.endswith(size)]
     return next((name for name in (TRACKED_HEAD, *sized) if name in bank.heads), "sam_score")
 
@@ -35,7 +41,8 @@ class ScoredResult:
 
     Attributes:
         result: the mask.
-        scores: every head's raw output by name; empty without a bank, for a given mask and when untracked.
+        scores: every head's raw output by name, and the stacker's; empty without a bank, for a given mask and when
+                untracked.
         predicted_iou: in [0, 1]; `1 - predicted_iou` is the uncalibrated uncertainty. None if given or untracked.
         score_source:  what `predicted_iou` is, see `score_head`. Where the model says that
                        the object is absent there is no mask to score and it is "object_score": the model's probability
@@ -64,6 +71,19 @@ class Scorer:
         if chunk_frames < 1:
             raise HeadError("chunk_frames of at least 1", str(chunk_frames), "correct score.chunk_frames")
         self.bank, self.chunk_frames, self.source = bank, chunk_frames, score_head(bank)
+        self._tracks = TrackFeatures()
+
+    def turn(self) -> None:
+        """The reverse pass comes next: every object goes back from its first prompt."""
+        self._tracks.reverse()
+
+    def state(self) -> dict[str, Any]:
+        """Between chunks: what the scores of later frames depend on."""
+        return self._tracks.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._tracks = TrackFeatures.from_state(state)
 
     def score(self, frames: Iterable[list[FrameResult]]) -> Iterator[list[ScoredResult]]:
         """Score a pass.
@@ -81,7 +101,7 @@ class Scorer:
 
     def _score_chunk(self, chunk: list[list[FrameResult]]) -> Iterator[list[ScoredResult]]:
         flat = [result for results in chunk for result in results]
-        scored = self._head_scores(flat)
+        scored = self._head_scores(flat, self._track_features(chunk))
         shapes = self._mask_numbers(flat)
         position = 0
         for results in chunk:
@@ -91,15 +111,32 @@ class Scorer:
             ]
             position += len(results)
 
-    def _head_scores(self, flat: list[FrameResult]) -> dict[int, dict[str, float]]:
+    def _track_features(self, chunk: list[list[FrameResult]]) -> list[list[float] | None]:
+        """Of every row, with one transfer to the host; None for rows without features, or where no stacker asks."""
+        if self.bank is None or self.bank.stacker is None:
+            return [None for results in chunk for _ in results]
+        measured = [self._tracks.measure(results) for results in chunk]
+        there = [numbers for numbers in measured if numbers is not None]
+        lines = iter(torch.cat(there).tolist() if there else [])
+        out: list[list[float] | None] = []
+        for results, numbers in zip(chunk, measured, strict=True):
+            out += self._tracks.history(results, list(itertools.islice(lines, 0 if numbers is None else len(numbers))))
+        return out
+
+    def _head_scores(self, flat: list[FrameResult], features: list[list[float] | None]) -> dict[int, dict[str, float]]:
         rows = [i for i, result in enumerate(flat) if result.tokens_2d is not None]
         if self.bank is None or not rows:
             return {}
         tokens_n2d = torch.stack([t for i in rows if (t := flat[i].tokens_2d) is not None])
         if self.bank.device != tokens_n2d.device:
             self.bank.to(tokens_n2d.device)
-        columns = self.bank.stacked(tokens_n2d).T.tolist()
-        return {i: dict(zip(self.bank.heads, row, strict=True)) for i, row in zip(rows, columns, strict=True)}
+        scores_hn, names = self.bank.stacked(tokens_n2d), list(self.bank.heads)
+        if self.bank.stacker is not None:
+            features_nf = torch.tensor([features[i] for i in rows], device=tokens_n2d.device)
+            heads_nh = scores_hn[[names.index(name) for name in self.bank.stacker.card.heads]].T
+            scores_hn = torch.cat([scores_hn, self.bank.stacker(heads_nh, features_nf)[None]])
+            names.append(STACKED)
+        return {i: dict(zip(names, row, strict=True)) for i, row in zip(rows, scores_hn.T.tolist(), strict=True)}
 
     @torch.inference_mode()
     def _mask_numbers(self, flat: list[FrameResult]) -> dict[int, list[float]]:

@@ -167,6 +167,8 @@ class _Run:
         frames = self.session.backward_frames
         if frames:
             done = sum(f > self.session.next_frame for f in frames) if self.session.stage == "backward" else 0
+            if self.session.stage != "backward":
+                self.scorer.turn()
             results = self.session.backward(lambda index: self.kept.read(index).rgb_hw3)
             self._pass("backward", "backward", results, frames, done)
 
@@ -240,6 +242,7 @@ class _Run:
             encode.drain()
             return {
                 "session": self.session.state(),
+                "scorer": self.scorer.state(),
                 "spools": self.spools.mark(),
                 "kept": self.kept.mark(),
                 "discovery": None if self.discovery is None else self.discovery.state(),
@@ -258,6 +261,7 @@ class _Run:
         Raises: StorageError if the spools are not what they were then; PropagationError for a state of another session.
         """
         self.session = self._new_session(Session.from_state, state=state["session"])
+        self.scorer.restore(state["scorer"])
         self.spools.restore(state["spools"])
         self.kept.restore(state["kept"])
         if self.discovery is not None:

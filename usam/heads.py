@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from usam.errors import HeadError, ShapeError
 from usam.targets import SIZED_HEADS, gaps_by_difference, shift_of
+
+if TYPE_CHECKING:
+    from usam.stacker import Stacker
 
 MlpState = Mapping[str, Tensor]
 
@@ -44,6 +47,10 @@ class HeadBank:
         names: one head name per MLP.
         states: per MLP `layers.{0,1,2}.{weight,bias}`, the published layout.
         card: origin of the bank.
+
+    Attributes:
+        stacker: what turns the heads' outputs and a track's features into the frame's score; None without one.
+
     Raises: HeadError for an unknown name or a state that lacks a tensor; ShapeError for widths that do not agree.
     Source: Kaiser et al., ICML 2025, section 3.
     """
@@ -56,6 +63,7 @@ class HeadBank:
         for name in names:
             shift_of(name)
         self.names, self.card = tuple(names), card
+        self.stacker: Stacker | None = None
         self.heads = tuple(dict.fromkeys(names))
         width = _checked_width(names, states)
         self.width = width
@@ -83,6 +91,8 @@ class HeadBank:
         self._weights = [w.to(device) for w in self._weights]
         self._biases = [b.to(device) for b in self._biases]
         self._mix_hm, self._shifts_h = self._mix_hm.to(device), self._shifts_h.to(device)
+        if self.stacker is not None:
+            self.stacker.to(device)
         return self
 
     def states(self) -> list[dict[str, Tensor]]:

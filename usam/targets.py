@@ -14,6 +14,7 @@ IOU_HEADS = ("iou_tiny", "iou_small", "iou_base_plus", "iou_large", "iou_dense_p
 SIZED_HEADS = {"tiny": "iou_tiny", "small": "iou_small", "base_plus": "iou_base_plus", "large": "iou_large"}
 GAP_HEADS = ("model_gap", "prompt_gap", "task_gap")
 TRACKED_HEAD = "iou_tracked"
+STACKED = "iou_stacked"  # no head: the stacker's score, see `usam.stacker`
 HEADS = (*IOU_HEADS, *GAP_HEADS, TRACKED_HEAD)
 
 GAP_SHIFT = 0.5

@@ -12,7 +12,10 @@ from pipeline.errors import HeadError
 from pipeline.propagate import FrameResult, Session
 from pipeline.score import Scorer
 from usam.entropy import logits_entropy, stability
+from usam.features import FEATURES, TrackFeatures
 from usam.heads import HeadBank, HeadCard
+from usam.stacker import Stacker, StackerCard
+from usam.weights import heads_sha256
 
 from .conftest import Clip, click, mask, prompt_set
 
@@ -123,3 +126,59 @@ def test_a_session_is_scored_end_to_end(model: Any, clip: Clip, make_model: Call
 def test_an_empty_chunk_is_refused() -> None:
     with pytest.raises(HeadError, match="chunk_frames"):
         Scorer(None, 0)
+
+
+def stacked_bank(seed: int = 0) -> HeadBank:
+    """A bank with a stacker that listens to every input."""
+    bank = bank_of(WIDTH, "iou_tracked", "task_gap")
+    generator = torch.Generator().manual_seed(seed)
+    inputs = 2 + len(FEATURES)
+    sizes = [(inputs, 8), (8, 8), (8, 1)]
+    states = {f"weight.{i}": torch.randn(2, *size, generator=generator) * 0.3 for i, size in enumerate(sizes)}
+    states |= {f"bias.{i}": torch.zeros(2, 1, columns) for i, (_, columns) in enumerate(sizes)}
+    states |= {"mean": torch.zeros(inputs), "deviation": torch.ones(inputs)}
+    bank.stacker = Stacker(states, StackerCard("m", "a" * 64, heads_sha256(bank), ("task_gap", "iou_tracked")))
+    return bank
+
+
+def stacked_pass() -> list[list[FrameResult]]:
+    return [[result(0, prompted="click")], *([result(frame)] for frame in range(1, 9))]
+
+
+def test_a_stacker_makes_the_score_and_the_heads_stay_beside_it() -> None:
+    bank = stacked_bank()
+    scored = [one for row in Scorer(bank, 4).score(stacked_pass()) for one in row]
+    features = TrackFeatures()
+    for one, row in zip(scored, stacked_pass(), strict=True):
+        assert one.score_source == "iou_stacked"
+        assert one.predicted_iou == one.scores["iou_stacked"]
+        assert bank.stacker is not None
+        heads = torch.tensor([[one.scores["task_gap"], one.scores["iou_tracked"]]])
+        expected = bank.stacker(heads, torch.tensor([features(row)[0]]))
+        assert one.scores["iou_stacked"] == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 4, 16])
+def test_chunks_do_not_change_what_the_stacker_says(chunk_frames: int) -> None:
+    expected = [one.predicted_iou for row in Scorer(stacked_bank(), 3).score(stacked_pass()) for one in row]
+    got = [one.predicted_iou for row in Scorer(stacked_bank(), chunk_frames).score(stacked_pass()) for one in row]
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_scorer_goes_on_where_its_state_was_taken() -> None:
+    whole = [one.predicted_iou for row in Scorer(stacked_bank(), 3).score(stacked_pass()) for one in row]
+    first = Scorer(stacked_bank(), 3)
+    got = [one.predicted_iou for row in first.score(stacked_pass()[:6]) for one in row]
+    second = Scorer(stacked_bank(), 3)
+    second.restore(first.state())
+    assert got + [one.predicted_iou for row in second.score(stacked_pass()[6:]) for one in row] == whole
+
+
+def test_the_reverse_pass_is_scored_from_the_prompt_on() -> None:
+    scorer, fresh = Scorer(stacked_bank(), 4), Scorer(stacked_bank(), 4)
+    back = [[result(frame, direction="reverse")] for frame in (20, 19)]
+    prompt = [[result(30, prompted="click")]]
+    list(scorer.score([*prompt, [result(31)], [result(32)]]))
+    scorer.turn()
+    list(fresh.score(prompt))
+    assert [row[0].predicted_iou for row in scorer.score(back)] == [row[0].predicted_iou for row in fresh.score(back)]
