@@ -1,1 +1,1 @@
-"""Videos with exact truth, and the embedded model trained on them."""
+"""Videos with exact truth, and the embedded models trained on them."""
