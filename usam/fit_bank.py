@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 PUBLISHED = "published:"
 
 Recipes = Recipe | str | Mapping[str, Recipe]
-Progress = Callable[[float, int, str], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,26 @@ class Pool:
     Attributes:
         shards:     where they come from, the held-out ones last.
         model:      of the deployed size, its "name" and "sha256". deployed: that size.
+        offset, of: which token stands for a mask, see `Shard.pairs`.
         tokens_n2d: (n, 2d) float32, IoU token beside mask token.
         video_id_n: (n,) str, with the data set's name before it, so that equal names of two data sets stay apart.
         targets:    head -> (n,) float32 in [0, 1], gaps shifted, NaN where it was not measured.
         sam_score_n: (n,) float32.
-        own_n:      (n,) bool, rows of the deployed size.
-        judged_n:   (n,) bool, of these the ones that figures are about: truth visible, and not clicked if propagated.
+        size_n:     (n,) str, whose tokens.
+        judged_n:   (n,) bool, rows that figures are about: deployed size, truth visible, not clicked if propagated.
         heldout_n:  (n,) bool, rows of the held-out harvests; None if none was named.
     """
 
     shards: tuple[Shard, ...]
     model: Mapping[str, str]
     deployed: str
+    offset: int
+    of: str
     tokens_n2d: NDArray[np.float32]
     video_id_n: NDArray[Any]
     targets: Mapping[str, NDArray[np.float32]]
     sam_score_n: NDArray[np.float32]
-    own_n: NDArray[np.bool_]
+    size_n: NDArray[Any]
     judged_n: NDArray[np.bool_]
     heldout_n: NDArray[np.bool_] | None
 
@@ -74,21 +77,23 @@ def pool(
     *,
     heldout: Sequence[Shard] = (),
     size: str | None = None,
-    every_size: bool = False,
-    offset: int = 1,
-    of: str = "chosen",
+    offset: int | None = None,
+    of: str | None = None,
+    as_published: bool = False,
 ) -> Pool:
     """Put harvests together.
 
     Args:
         shards: to train on. heldout: for the figures only; no video of theirs may be in `shards`.
         size: the deployed size; the harvests' own if None.
-        every_size: the rows of all sizes (as published) instead of the deployed one's.
-        offset, of: see `Shard.pairs`.
+        offset, of: see `Shard.pairs`; if None, 1 and "chosen", or as published 0 and "best".
+        as_published: the rows of all sizes instead of the deployed one's, unless a size is given.
     Returns: the rows whose mask is not empty.
     Raises:  HeadError for no harvest, other models or widths, a video on both sides, or no row left.
     """
-    everything = (*shards, *heldout)
+    everything, every_size = (*shards, *heldout), as_published and size is None
+    offset = (0 if as_published else 1) if offset is None else offset
+    of = ("best" if as_published else "chosen") if of is None else of
     if not shards:
         raise HeadError("at least one harvest", "none", "name one; `masksieve usam harvest` makes it")
     if len({shard.path.resolve() for shard in everything}) < len(everything):
@@ -119,18 +124,20 @@ def pool(
     def joined(values: Callable[[Shard], NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([values(shard)[rows] for shard, rows in zip(everything, keep, strict=True)])
 
-    own_n = joined(lambda shard: shard.column("size") == deployed)
+    size_n = joined(lambda shard: shard.column("size"))
     held_n = np.repeat([i >= len(shards) for i in range(len(everything))], [int(rows.sum()) for rows in keep])
     return Pool(
         shards=everything,
         model=model,
         deployed=deployed,
+        offset=offset,
+        of=of,
         tokens_n2d=np.concatenate([s.pairs(r, offset=offset, of=of) for s, r in zip(everything, keep, strict=True)]),
         video_id_n=joined(_video_keys),
         targets={name: joined(lambda shard, head=name: shard.target(head)) for name in HEADS},  # type: ignore[misc]
         sam_score_n=joined(lambda shard: shard.column("sam_score")),
-        own_n=own_n,
-        judged_n=own_n & joined(_judged),
+        size_n=size_n,
+        judged_n=(size_n == deployed) & joined(_judged),
         heldout_n=held_n if heldout else None,
     )
 
@@ -145,13 +152,14 @@ def fit_bank(
     of: str | None = None,
     heldout: Sequence[Shard] = (),
     start: MlpState | None = None,
+    seed: int = 0,
     checkpoint_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> HeadBank:
     """Train the heads of a model.
 
     Ours: on the rows of the deployed size, with the token of the mask that SAM2 chose. As published (a recipe named
-    after a data set): on the pool of all sizes' rows, with the token before the one of the mask that is truly best.
+    after a data set, or any with SGD): on the pool of all sizes' rows, with the token before the truly best mask's own.
 
     Args:
         shards: harvests of the same models. heldout: harvests for the card's figures, of other videos; if none,
@@ -161,19 +169,17 @@ def fit_bank(
         size: the deployed size, as the harvests say if None.
         offset, of: see `Shard.pairs`; by the recipe if None: 1 and "chosen" for ours, 0 and "best" as published.
         start: weights that our IoU heads begin from (`usam.warm.score_head_state`); gaps and published ones never do.
+        seed: of our recipe and the published ones; a recipe that is given has its own.
         checkpoint_dir: finished MLPs are kept here, so that a crash loses the one under way; the result is the same.
-        progress: told how many MLPs are done (with a fraction), of how many, and the head under way.
+        progress: told the head under way and how many epochs are over, of how many at most.
     Returns: the bank. Its card has the figures of every head on the judged rows of the deployed size of the held-out
         videos, and of SAM2's own score there for heads that predict IoU.
     Raises:  HeadError for harvests without rows, targets NaN everywhere, a video on both sides, too few videos.
     """
-    as_published = isinstance(recipe, str)
-    offset = (0 if as_published else 1) if offset is None else offset
-    of = ("best" if as_published else "chosen") if of is None else of
-    rows = pool(shards, heldout=heldout, size=size, every_size=as_published and size is None, offset=offset, of=of)
-    recipes = recipes_of(recipe, rows.heads(heads))
-    held_n = heldout_rows(rows, next(iter(recipes.values())))
-    total, done = sum(one.members for one in recipes.values()), 0
+    rows = pool(shards, heldout=heldout, size=size, offset=offset, of=of, as_published=is_published(recipe))
+    recipes = recipes_of(recipe, rows.heads(heads), seed)
+    as_published, held_n = is_published(recipe), heldout_rows(rows, next(iter(recipes.values())))
+    total, done = sum(one.members * one.max_epochs for one in recipes.values()), 0
     names, states, figures, dropped = [], [], {}, {}
     for name, one in recipes.items():
         target_n = rows.targets[name]
@@ -196,7 +202,7 @@ def fit_bank(
             checkpoint_dir=checkpoint_dir,
             progress=_counted(progress, done, total, name),
         )
-        done += one.members
+        done += one.members * one.max_epochs
         names += [name] * len(fitted.states)
         states += fitted.states
         figures[name] = _figures(rows, name, np.flatnonzero(known_n & held_n), fitted.predicted_h)
@@ -204,15 +210,14 @@ def fit_bank(
     card = HeadCard(
         model_name=rows.model["name"],
         model_sha256=rows.model["sha256"],
-        mask_token_offset=offset,
+        mask_token_offset=rows.offset,
         recipe={
-            "recipe": f"{PUBLISHED}{_set_name(recipe)}" if isinstance(recipe, str) else "ours",
+            "recipe": _named(recipe),
             **(asdict(next(iter(recipes.values()))) if same else {"heads": {n: asdict(r) for n, r in recipes.items()}}),
             "start": "random" if as_published or start is None else "score_head for IoU, random for gaps",
             "size": rows.deployed,
-            "sizes": sorted({str(s) for shard in shards for s in shard.plan.models}) if not size and as_published
-            else [rows.deployed],
-            "of": of,
+            "sizes": sorted(set(rows.size_n[~held_n].tolist())),
+            "of": rows.of,
             "rows": int((~held_n).sum()),
             "videos": len(np.unique(rows.video_id_n[~held_n])),
             "rows_without_target": dropped,
@@ -224,15 +229,22 @@ def fit_bank(
     return HeadBank(names, states, card)
 
 
-def recipes_of(recipe: Recipes | None, heads: Sequence[str]) -> dict[str, Recipe]:
+def is_published(recipe: Recipes | None) -> bool:
+    """Whether a recipe is the paper's: named after a data set, or SGD for every head."""
+    if recipe is None or isinstance(recipe, str):
+        return recipe is not None
+    return all(one.optimizer == "sgd" for one in ([recipe] if isinstance(recipe, Recipe) else recipe.values()))
+
+
+def recipes_of(recipe: Recipes | None, heads: Sequence[str], seed: int = 0) -> dict[str, Recipe]:
     """A recipe per head, out of one for all, a published set's name, or a mapping; see `fit_bank`.
 
     Raises: HeadError for an unknown set, or a head that the mapping lacks.
     """
     if isinstance(recipe, str):
-        return {name: published(_set_name(recipe), name) for name in heads}
+        return {name: published(_set_name(recipe), name, seed=seed) for name in heads}
     if recipe is None or isinstance(recipe, Recipe):
-        return dict.fromkeys(heads, recipe or Recipe())
+        return dict.fromkeys(heads, recipe or Recipe(seed=seed))
     for name in heads:
         if name not in recipe:
             raise HeadError(f"a recipe for {name}", f"for {', '.join(recipe)}", "add it, or name fewer heads")
@@ -244,6 +256,12 @@ def heldout_rows(rows: Pool, recipe: Recipe) -> NDArray[np.bool_]:
     if rows.heldout_n is not None:
         return rows.heldout_n
     return split_videos(rows.video_id_n, recipe.heldout_fraction, recipe.seed)
+
+
+def _named(recipe: Recipes | None) -> str:
+    if isinstance(recipe, str):
+        return f"{PUBLISHED}{_set_name(recipe)}"
+    return "ours" if recipe is None else "given settings"
 
 
 def _set_name(recipe: str) -> str:
@@ -269,8 +287,8 @@ def _refuse_shared_videos(shards: Sequence[Shard], heldout: Sequence[Shard]) -> 
             raise HeadError("held-out videos that training does not see", got, "harvest other videos for one of them")
 
 
-def _counted(progress: Progress | None, done: int, total: int, name: str) -> Callable[[float], None] | None:
-    return None if progress is None else lambda members: progress(done + members, total, name)
+def _counted(progress: Progress | None, done: int, total: int, name: str) -> Callable[[int], None] | None:
+    return None if progress is None else lambda epochs: progress(name, done + epochs, total)
 
 
 def _figures(rows: Pool, name: str, held: NDArray[np.intp], predicted_h: NDArray[np.float32]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ _MIN_FOLDS = 5
 _CHUNK_ROWS = 8192
 
 
+class DivergedError(HeadError):
+    """A training whose weights are no longer finite."""
+
+
 @dataclass(frozen=True)
 class FittedHead:
     """A trained head.
@@ -75,7 +79,7 @@ def fit_head(
     heldout_n: ArrayLike | None = None,
     start: MlpState | None = None,
     checkpoint_dir: Path | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> FittedHead:
     """Train one head.
 
@@ -89,7 +93,7 @@ def fit_head(
         heldout_n: (n,) bool, rows of whole videos that take no part; `recipe.heldout_fraction` of them if None.
         start: weights to begin from, for tokens as captured (`usam.warm.score_head_state`); random if None.
         checkpoint_dir: finished members are kept here and not trained again after a crash.
-        progress: told after each epoch how many members are done, the running one in part.
+        progress: told how many epochs are over, of `recipe.members * recipe.max_epochs`; an early stop skips some.
     Returns: the head.
     Raises:  ShapeError, HeadError for arrays that do not fit, targets outside [0, 1], too few videos, or a video that
              is held out in part.
@@ -109,18 +113,18 @@ def fit_head(
     folds = max(recipe.members, _MIN_FOLDS)
     fold_n = fold_of_rows(videos_np, ~held_n, folds, recipe.seed)
     tokens, target = torch.from_numpy(tokens_np), torch.from_numpy(target_np)
-    key = _fingerprint(name, tokens_np, target_np, videos_np, held_n, recipe, start)
+    key = training_key(name, tokens_np, target_np, videos_np, held_n, recipe, start)
     report = progress or (lambda _: None)
     states = []
     for member in range(recipe.members):
         done = checkpoint_dir / f"{name}-{key}-{member}.pt" if checkpoint_dir else None
         if done is not None and done.is_file():
             states.append(torch.load(done, map_location="cpu", weights_only=True))
-            report(member + 1)
+            report((member + 1) * recipe.max_epochs)
             continue
         stop_n = ~held_n & (fold_n == member) & (recipe.patience is not None)
         train_r, stop_r = (torch.from_numpy(np.flatnonzero(rows)) for rows in (~held_n & ~stop_n, stop_n))
-        told = functools.partial(_tell_part, report, member)
+        told = functools.partial(_tell_epoch, report, member * recipe.max_epochs)
         state = _fit_member(tokens, target, train_r, stop_r, recipe, start, recipe.seed * 1000 + member, told)
         if done is not None:
             done.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +132,7 @@ def fit_head(
             torch.save(state, part)
             part.replace(done)
         states.append(state)
-        report(member + 1)
+        report((member + 1) * recipe.max_epochs)
     bank = HeadBank([name] * len(states), states, HeadCard("", ""))
     chunks = torch.from_numpy(np.flatnonzero(held_n)).split(_CHUNK_ROWS)
     predicted_h = torch.cat([bank.stacked(tokens[rows])[0] for rows in chunks]).numpy() + np.float32(shift_of(name))
@@ -206,6 +210,24 @@ def agreement(predicted_n: ArrayLike, truth_n: ArrayLike, video_id_n: ArrayLike)
     }
 
 
+def training_key(
+    name: str,
+    tokens: NDArray[np.float32],
+    target: NDArray[np.float32],
+    videos: NDArray[Any],
+    heldout: NDArray[np.bool_],
+    recipe: Recipe,
+    start: MlpState | None,
+) -> str:
+    """Names a training by what decides its members, whatever their number: 16 hex digits."""
+    digest = hashlib.sha256(repr((name, replace(recipe, members=max(recipe.members, _MIN_FOLDS)))).encode())
+    for array in (tokens, target, videos.astype(str), heldout):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for key in sorted(start or {}):
+        digest.update((start or {})[key].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _check(tokens: NDArray[np.float32], target: NDArray[np.float32], videos: NDArray[Any]) -> None:
     if tokens.ndim != 2 or target.shape != (len(tokens),) or videos.shape != (len(tokens),):
         raise ShapeError(
@@ -231,8 +253,8 @@ def fold_of_rows(videos: NDArray[Any], among_n: NDArray[np.bool_], folds: int, s
     return np.array([fold_of.get(video, -1) for video in videos], np.int64)
 
 
-def _tell_part(report: Callable[[float], None], done: int, part: float) -> None:
-    report(done + part)
+def _tell_epoch(report: Callable[[int], None], before: int, epochs: int) -> None:
+    report(before + epochs)
 
 
 def _fit_member(
@@ -243,7 +265,7 @@ def _fit_member(
     recipe: Recipe,
     start: MlpState | None,
     seed: int,
-    told: Callable[[float], None],
+    told: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """One MLP, trained on the rows `train_r`, stopped on `stop_r`; rows are gathered batch by batch, never copied."""
     generator = torch.Generator().manual_seed(seed)
@@ -276,7 +298,7 @@ def _fit_member(
                 with torch.no_grad():
                     for p, p_home in zip(layers, home, strict=True):
                         p.lerp_(p_home, recipe.lr * recipe.weight_decay)
-        told((epoch + 1) / recipe.max_epochs)
+        told(epoch + 1)
         if recipe.patience is None or not len(stop_r):
             best_layers = layers
             continue
@@ -289,7 +311,7 @@ def _fit_member(
         elif epoch - best_epoch >= recipe.patience:
             break
     if not all(bool(torch.isfinite(p).all()) for p in (*best_layers, *layers)):
-        raise HeadError("a training that converges", "weights that are not finite", "lower the learning rate")
+        raise DivergedError("a training that converges", "weights that are not finite", "lower the learning rate")
     return _as_captured([p.detach() for p in best_layers], mean, deviation)
 
 
@@ -343,21 +365,3 @@ def _as_captured(layers: Sequence[Tensor], mean: Tensor, deviation: Tensor) -> d
     folded = [first, layers[1] - first @ mean, *layers[2:]]
     names = [f"layers.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
     return {name: tensor.contiguous() for name, tensor in zip(names, folded, strict=True)}
-
-
-def _fingerprint(
-    name: str,
-    tokens: NDArray[np.float32],
-    target: NDArray[np.float32],
-    videos: NDArray[Any],
-    heldout: NDArray[np.bool_],
-    recipe: Recipe,
-    start: MlpState | None,
-) -> str:
-    """Names a training by what decides its members, whatever their number."""
-    digest = hashlib.sha256(repr((name, replace(recipe, members=max(recipe.members, _MIN_FOLDS)))).encode())
-    for array in (tokens, target, videos.astype(str), heldout):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for key in sorted(start or {}):
-        digest.update((start or {})[key].numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Small random heads, and rows whose IoU can be learned from their tokens."""
+"""Small random heads, and rows and harvests whose IoU can be learned from their tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from usam.harvest import Rows
+from usam.shard import Plan, Shard, ShardWriter
 
 
 @pytest.fixture(scope="session")
@@ -60,5 +61,55 @@ def make_rows() -> Callable[..., Rows]:
             predicted_n=np.arange(n) % 10 != 0,
             visible_n=np.arange(n) % 7 != 0,
         )
+
+    return make
+
+
+@pytest.fixture
+def make_shard(tmp_path: Path) -> Callable[..., Shard]:
+    """Harvests whose quality can be read off the IoU token and the chosen mask's own token, not off another's."""
+
+    models = {size: {"name": f"m_{size}", "sha256": digit * 64} for size, digit in (("tiny", "a"), ("large", "b"))}
+
+    def make(
+        name: str,
+        videos: int = 12,
+        *,
+        first: int = 0,
+        kind: str = "frames",
+        d: int = 4,
+        edit: Callable[[dict[str, Any]], None] = lambda columns: None,
+        **plan: Any,
+    ) -> Shard:
+        plan = {"models": models, "deployed": "tiny", "dataset": "toy", "split": "train", **plan}
+        writer = ShardWriter(tmp_path / name, Plan(kind=kind, protocol={}, **plan))
+        names = [f"v{i}" for i in range(first, first + videos)]
+        for number, video in enumerate(names, first):
+            rng, n = np.random.default_rng(number), 40
+            tokens = rng.normal(size=(n, 5, d)).astype(np.float32)
+            best = 1 + np.arange(n) % 3
+            chosen = 1 + np.arange(n) // 2 % 3
+            own = tokens[np.arange(n), chosen + 1]
+            logit = 1 + tokens[:, 0, 0] + 2 * own[:, 0]
+            iou = 1 / (1 + np.exp(-logit))
+            columns: dict[str, Any] = {
+                "frame_index": np.arange(n) // 2,
+                "object_id": np.ones(n, np.int64),
+                "size": ["tiny", "large"] * (n // 2) if kind == "frames" else ["tiny"] * n,
+                "prompted": np.arange(n) < 2,
+                "visible": np.arange(n) % 10 != 3,
+                "predicted": np.arange(n) % 8 != 5,
+                "chosen": chosen,
+                "best": best,
+                "sam_score": np.clip(iou + rng.normal(0, 0.3, n), 0, 1),
+                "iou_chosen": iou,
+                "iou_unsupervised": iou,
+                "iou": np.minimum(iou + 0.1, 1),
+            }
+            columns |= {"iou_tiny": iou, "iou_large": np.minimum(iou + 0.2, 1)} if kind == "frames" else {}
+            columns |= {"iou_tracked": iou} if kind == "tracked" else {}
+            edit(columns)
+            writer.add(video, {key: list(values) for key, values in columns.items()}, tokens)
+        return writer.finish(names)
 
     return make

@@ -18,60 +18,12 @@ import torch
 from usam.errors import HeadError
 from usam.fit_bank import fit_bank, pool
 from usam.recipes import Recipe
-from usam.shard import Plan, Shard, ShardWriter
+from usam.shard import Shard
 from usam.weights import load_bank, save_bank
 
 QUICK = Recipe(lr=3e-3, max_epochs=25, members=2, dropout=0.0, batch_rows=64)
 MODELS = {size: {"name": f"m_{size}", "sha256": digit * 64} for size, digit in (("tiny", "a"), ("large", "b"))}
 TRACKED_HEADS = ("iou_unsupervised", "task_gap", "iou_tracked")
-
-
-@pytest.fixture
-def make_shard(tmp_path: Path) -> Callable[..., Shard]:
-    """Harvests whose quality can be read off the IoU token and the chosen mask's own token, not off another's."""
-
-    def make(
-        name: str,
-        videos: int = 12,
-        *,
-        first: int = 0,
-        kind: str = "frames",
-        d: int = 4,
-        edit: Callable[[dict[str, Any]], None] = lambda columns: None,
-        **plan: Any,
-    ) -> Shard:
-        plan = {"models": MODELS, "deployed": "tiny", "dataset": "toy", "split": "train", **plan}
-        writer = ShardWriter(tmp_path / name, Plan(kind=kind, protocol={}, **plan))
-        names = [f"v{i}" for i in range(first, first + videos)]
-        for number, video in enumerate(names, first):
-            rng, n = np.random.default_rng(number), 40
-            tokens = rng.normal(size=(n, 5, d)).astype(np.float32)
-            best = 1 + np.arange(n) % 3
-            chosen = 1 + np.arange(n) // 2 % 3
-            own = tokens[np.arange(n), chosen + 1]
-            logit = 1 + tokens[:, 0, 0] + 2 * own[:, 0]
-            iou = 1 / (1 + np.exp(-logit))
-            columns: dict[str, Any] = {
-                "frame_index": np.arange(n) // 2,
-                "object_id": np.ones(n, np.int64),
-                "size": ["tiny", "large"] * (n // 2) if kind == "frames" else ["tiny"] * n,
-                "prompted": np.arange(n) < 2,
-                "visible": np.arange(n) % 10 != 3,
-                "predicted": np.arange(n) % 8 != 5,
-                "chosen": chosen,
-                "best": best,
-                "sam_score": np.clip(iou + rng.normal(0, 0.3, n), 0, 1),
-                "iou_chosen": iou,
-                "iou_unsupervised": iou,
-                "iou": np.minimum(iou + 0.1, 1),
-            }
-            columns |= {"iou_tiny": iou, "iou_large": np.minimum(iou + 0.2, 1)} if kind == "frames" else {}
-            columns |= {"iou_tracked": iou} if kind == "tracked" else {}
-            edit(columns)
-            writer.add(video, {key: list(values) for key, values in columns.items()}, tokens)
-        return writer.finish(names)
-
-    return make
 
 
 def test_ours_learns_the_deployed_rows_and_says_so_on_the_card(make_shard: Callable[..., Shard]) -> None:
@@ -113,7 +65,7 @@ def test_as_published_means_the_pool_the_best_mask_and_the_token_before_it(make_
     assert (card.recipe["of"], card.recipe["recipe"], card.recipe["max_epochs"]) == ("best", "published:sav", 9)
     predicted = shard.column("predicted").sum()
     assert card.recipe["rows"] == pytest.approx(predicted * 10 / 12, abs=1)
-    rows = pool([shard], every_size=True, offset=0, of="best")
+    rows = pool([shard], as_published=True)
     best = shard.column("best")[shard.column("predicted")]
     tokens = np.asarray(shard.tokens_n5d)[shard.column("predicted")]
     np.testing.assert_array_equal(rows.tokens_n2d[:, 4:], tokens[np.arange(len(best)), best])
@@ -212,18 +164,17 @@ def test_two_videos_are_enough(make_shard: Callable[..., Shard]) -> None:
     assert bank.card.recipe["videos"] == 1
 
 
-def test_progress_rises_to_the_number_of_mlps(make_shard: Callable[..., Shard]) -> None:
-    told: list[tuple[float, int, str]] = []
+def test_progress_rises_to_the_number_of_epochs(make_shard: Callable[..., Shard]) -> None:
+    told: list[tuple[str, int, int]] = []
     recipe = replace(QUICK, max_epochs=2)
     fit_bank(
         [make_shard("s", 4)],
         recipe=recipe,
         heads=["iou_tiny", "task_gap"],
-        progress=lambda done, total, name: told.append((done, total, name)),
+        progress=lambda name, done, total: told.append((name, done, total)),
     )
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert told[-1] == (4, 4, "task_gap")
-    assert told[0] == (0.5, 4, "iou_tiny")
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert (told[0], told[-1]) == (("iou_tiny", 1, 8), ("task_gap", 8, 8))
 
 
 RECIPE = Recipe(lr=3e-3, max_epochs=3, members=2, batch_rows=64)
