@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from usam.fit_bank import fit_bank
 from usam.harvest_frames import harvest_frames
 from usam.heads import HeadBank, HeadCard, MlpState
 from usam.shard import Shard
+from usam.targets import HEADS
 from usam.warm import score_head_state
 from usam.weights import import_published, install_path, save_bank
 
@@ -52,6 +54,9 @@ def import_heads(folder: Path, loaded: LoadedModel, settings: Settings) -> tuple
         raise HeadError(f"a folder of heads at {folder}", "no folder", "give the folder that holds <head>/model.pth")
     card = HeadCard(loaded.name, loaded.sha256, mask_token_offset=0, recipe={"imported_from": folder.name})
     bank = import_published(folder, card)
+    for path in sorted(folder.glob("*/model.pth")):
+        if path.parent.name not in HEADS:
+            log.warning("passed over %s: no head is called that", path.parent.name)
     width = 2 * int(loaded.model.hidden_dim)
     if bank.width != width:
         raise HeadError(
@@ -103,11 +108,8 @@ def fit_heads(
                 step = "name it by --labels; its tokens say what the heads are fed"
                 raise HeadError("the output that these rows were reviewed from", "none", step)
             elif dataset is None and _is_triples(truth):
-
-                def propagating(name: str, done: int, total: int) -> None:
-                    progress("propagating", name, done, total)
-
-                shard, offset = harvest_triples(find_triples(truth), loaded, settings, folder, propagating), 1
+                told = partial(progress, "propagating")
+                shard, offset = harvest_triples(find_triples(truth), loaded, settings, folder, told), 1
             else:
                 opened = open_truth(truth, dataset, split, selection)
                 shard, offset = _harvest_dataset(opened, loaded, folder, progress), 1
@@ -116,7 +118,7 @@ def fit_heads(
             offset=offset,
             start=_start(loaded),
             checkpoint_dir=folder / "training",
-            progress=lambda done, total, head: progress("training", head, int(done), total),
+            progress=partial(progress, "training"),
         )
         path = install(bank, loaded, settings)
     return path, bank
@@ -153,13 +155,7 @@ def _harvest_dataset(opened: DataSet, loaded: LoadedModel, folder: Path, progres
     """Rows of a data set: of propagated frames, or of single images where nothing can be propagated."""
     size = model_size(loaded.name)
     if opened.name in _SINGLE_IMAGES:
-        return harvest_frames(
-            opened,
-            {size: loaded},
-            folder,
-            deployed=size,
-            progress=lambda name, done, total: progress("reading", name, done, total),
-        )
+        return harvest_frames(opened, {size: loaded}, folder, deployed=size, progress=partial(progress, "reading"))
     progress("propagating", opened.video_ids[0], 0, len(opened))
     shard = harvest_tracked(
         opened,
@@ -207,7 +203,7 @@ def _stamp(path: Path) -> str:
     for folder, folders, files in os.walk(path):
         folders.sort()
         for name in sorted(files):
-            facts = os.stat(os.path.join(folder, name))
+            facts = os.lstat(os.path.join(folder, name))
             digest.update(repr((os.path.relpath(folder, path), name, facts.st_size, facts.st_mtime_ns)).encode())
     if path.is_file():
         digest.update(repr((path.stat().st_size, path.stat().st_mtime_ns)).encode())

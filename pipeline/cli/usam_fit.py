@@ -109,7 +109,7 @@ class _Stages:
     def __call__(self, stage: str, name: str, done: int, total: int) -> None:
         if self._count is None or stage != self._stage:
             self._open.close()
-            self._stage, unit = stage, "heads" if stage == "training" else "videos"
+            self._stage, unit = stage, "epochs" if stage == "training" else "videos"
             self._count = self._open.enter_context(Counter(self._console, stage, unit))
         self._count(name, done, total)
 
