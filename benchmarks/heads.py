@@ -31,7 +31,6 @@ from torch.overrides import TorchFunctionMode
 from pipeline.label import SMALL_IMAGE_PX
 from pipeline.models import load_model
 from pipeline.propagate import FrameResult, Session
-from pipeline.score import Scorer
 from usam.heads import HeadBank, HeadCard
 from usam.targets import GAP_HEADS, HEADS, IOU_HEADS, shift_of
 
@@ -81,6 +80,12 @@ def bank_of(heads: list[PublishedHead], names: tuple[str, ...], members: int = 1
     return HeadBank([name for name in names for _ in range(members)], states, HeadCard("", ""))
 
 
+def scored(bank: HeadBank, chunk: list[FrameResult]) -> list[dict[str, float]]:
+    """The job's own step: tokens of a chunk stacked, all heads at once, scores by name on the host."""
+    tokens_n2d = torch.stack([tokens for result in chunk if (tokens := result.tokens_2d) is not None])
+    return [dict(zip(bank.heads, row, strict=True)) for row in bank.stacked(tokens_n2d).T.tolist()]
+
+
 # Share ---------------------------------------------------------------------------------------------------------------
 
 
@@ -97,17 +102,17 @@ def share_rows(name: str, model: Any, clip: Any, counts: list[int], warm: int, t
         )
         session.prepare(lambda index: clip.frames[0])
         stepper = session.forward(clip)
-        scorers = {m: Scorer(bank_of(published_heads(width, HEADS), HEADS, m), CHUNK) for m in (1, 4)}
+        banks = {m: bank_of(published_heads(width, HEADS), HEADS, m) for m in (1, 4)}
         frame_s: list[float] = []
-        heads_s: dict[int, list[float]] = {m: [] for m in scorers}
+        heads_s: dict[int, list[float]] = {m: [] for m in banks}
         for index in range(warm + timed + 1):
             start = time.perf_counter()
             results: list[FrameResult] = next(stepper)
             frame_s.append(time.perf_counter() - start)
             chunk = [result for result in results if result.tokens_2d is not None] * CHUNK
-            for members, scorer in scorers.items() if index else ():
+            for members, bank in banks.items() if index else ():
                 start = time.perf_counter()
-                found = scorer._head_scores(chunk)
+                found = scored(bank, chunk)
                 heads_s[members].append((time.perf_counter() - start) / CHUNK)
                 if len(found) != len(chunk):
                     raise RuntimeError(f"{len(found)} scores for {len(chunk)} masks")

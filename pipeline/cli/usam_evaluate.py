@@ -214,7 +214,7 @@ def _runtime(shard: Shard, bank: HeadBank, frames: int, device: str) -> Table:
             try:
                 loaded = load_model(known["name"], device=place)
             except ModelError as error:
-                notes.append(f"{size} was not timed: {error}.")
+                notes.append(f"{size} was not timed: {str(error).rstrip('.?')}.")
                 continue
             time = image_runtime(loaded.model, bank.to(place), frames)
             rows.append((
@@ -294,11 +294,11 @@ def _tell(evaluation: Evaluation, exam: Exam, names: Sequence[str]) -> None:
 def _print(table: Table) -> None:
     shown = plain_table()
     for column in table.columns:
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", overflow="fold")
     for row in table.rows:
         shown.add_row(*(("-" if c != c else f"{c:.3g}") if isinstance(c, float) else escape(str(c)) for c in row))
     told = results()
     told.print(f"\n[bold]{escape(table.title)}[/]")
-    told.print(shown)
+    told.print(shown if table.rows else "nothing that was measured here")
     for note in table.notes:
         told.print(escape(note), soft_wrap=True)
