@@ -62,6 +62,8 @@ def harvest(
         picked = _one_of("--select", select, SELECTS)
         deployed = _one_of("--deployed", deployed or next(iter(names)), names)
         protocol = Protocol(entropies=kinds, seed=seed or 0) if mode == "tracked" else None
+        if protocol is not None and picked == "gt":
+            raise CallError("--select sam_score when tracking", "gt", "leave it out: a track is of the mask SAM2 chose")
         if seed is not None and seed < 0:
             raise CallError("--seed of at least 0", str(seed), "give another")
         found = find_split(root, dataset, split)

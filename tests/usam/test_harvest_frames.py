@@ -24,7 +24,7 @@ from usam.errors import DatasetError, HeadError
 from usam.harvest_frames import harvest_frames
 from usam.image import decode_points, encode_image, upsampled_iou
 from usam.prompts import centre_point, dense_points
-from usam.scorers import ImageViews, image_entropies
+from usam.scorers import Entropy, ImageViews, image_entropies
 from usam.shard import Shard
 
 HEIGHT, WIDTH = 40, 60
@@ -61,7 +61,7 @@ def shard(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> S
     """One video with every entropy, models named from large to small."""
     back = {size: models[size] for size in ("large", "tiny")}
     path = tmp_path_factory.mktemp("harvest") / "s"
-    kinds = ("H_A", "H_Std", "H_T", "H_Theta")
+    kinds: tuple[Entropy, ...] = ("H_A", "H_Std", "H_T", "H_Theta")
     return harvest_frames(Rendered(render, ["a"]), back, path, deployed="tiny", entropies=kinds, seed=3)
 
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from usam import shard as module
 from usam.errors import HeadError, ShapeError
 from usam.shard import ROWS, Plan, Shard, ShardWriter
 
@@ -192,9 +191,9 @@ def test_a_crash_while_publishing_ends_in_the_same_files(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", die)
-        patched.setattr(module.os, "getpid", lambda: 1)  # the next run is another process
+        patched.setattr("usam.shard.os.getpid", lambda: 1)  # the next run is another process
         if step == "rmtree":
-            patched.setattr(module.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr("usam.shard.shutil.rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             written(crashed)
     assert written(crashed).column("video_id").tolist() == ["a", "a", "a", "b", "b", "b"]

@@ -68,6 +68,7 @@ def test_a_folder_becomes_a_shard_and_a_second_call_changes_nothing(
         (("-m", "sam2_nano", "--entropies", "H_Y", "--mode", "tracked"), "H_Y"),
         (("-m", "sam2_nano", "--mode", "film"), "frames, tracked"),
         (("-m", "sam2_nano", "--select", "best"), "gt, sam_score"),
+        (("-m", "sam2_nano", "--select", "gt", "--mode", "tracked"), "sam_score when tracking"),
         (("-m", "sam2_nano", "--seed", "-1"), "at least 0"),
         (("-m", "sam2_nano", "--max-frames", "0"), "at least 1"),
         (("-m", "sam2_nano", "--dataset", "coco"), "the layout of coco"),
