@@ -96,8 +96,9 @@ def pool(
     of = ("best" if as_published else "chosen") if of is None else of
     if not shards:
         raise HeadError("at least one harvest", "none", "name one; `masksieve usam harvest` makes it")
-    if len({shard.path.resolve() for shard in everything}) < len(everything):
-        raise HeadError("every harvest once", "one of them twice", "leave it out")
+    for given in (shards, heldout):
+        if len({shard.path.resolve() for shard in given}) < len(given):
+            raise HeadError("every harvest once", "one of them twice", "leave it out")
     deployed = size or shards[0].plan.deployed
     models = {str(shard.path): shard.plan.models.get(deployed) for shard in everything}
     model = models[str(shards[0].path)]

@@ -70,6 +70,8 @@ def train(
             recipes_of(settings_of, ["iou_tiny"])
         opened, held = [Shard.open(path) for path in shards], [Shard.open(path) for path in heldout or ()]
         wanted = None if heads == "all" else [word.strip() for word in heads.split(",") if word.strip()]
+        if wanted == []:
+            raise CallError("--heads as names, or all", repr(heads), "name at least one")
         shared: dict[str, Any] = {"size": size, "offset": offset, "of": of, "heldout": held}
         pool(opened, **shared, as_published=is_published(settings_of)).heads(wanted)
     console = notices()
