@@ -146,6 +146,8 @@ def _tell(path: Path, bank: HeadBank, loaded: LoadedModel) -> None:
 
 def _figures(bank: HeadBank) -> None:
     """Held-out figures, each head beside SAM2's own score."""
+    from pipeline.score import score_head
+
     table = plain_table()
     for heading in ("held out", "score", "rows", "videos", "Pearson", "MAE", "bias"):
         table.add_column(heading, justify="left" if heading in ("held out", "score") else "right", no_wrap=True)
@@ -155,3 +157,9 @@ def _figures(bank: HeadBank) -> None:
             numbers = [f"{figures[name]:.3f}" for name in ("pearson", "mae", "bias")]
             table.add_row(head, score, f"{figures['rows']:,}", f"{figures['videos']:,}", *numbers)
     results().print(table)
+    head = bank.card.heldout.get(score_head(bank), {})
+    if head and head["judged"]["pearson"] < head["judged_sam_score"]["pearson"]:
+        notices().print(
+            "the new score is behind SAM2's own there: fit to more videos, or delete the bank's two files to go back",
+            soft_wrap=True,
+        )

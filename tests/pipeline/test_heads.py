@@ -208,8 +208,9 @@ def test_a_bank_is_fitted_from_videos_with_truth_in_one_command(
     with pytest.raises(SystemExit) as exited:
         main(["usam", "fit", str(drop), "--model", "sam2_nano", "--set", cache])
     assert exited.value.code == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "iou_tracked for sam2_nano" in out
+    assert "behind SAM2's own there" in err  # three clips of eight frames
     assert "its own token" in out
     assert "SAM2's own" in out  # the held-out figures beside it
     loaded = load_model("sam2_nano", cache_dir=tmp_path / "cache")
