@@ -26,7 +26,7 @@ def own_model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_shard(tmp_path: Path) -> Callable[..., Shard]:
+def judged_shard(tmp_path: Path) -> Callable[..., Shard]:
     """A harvest whose tokens hold the IoU columns: token j of the mask is a wide copy of what one head predicts."""
 
     import numpy as np
@@ -71,7 +71,7 @@ def make_shard(tmp_path: Path) -> Callable[..., Shard]:
 
 @pytest.fixture
 def reading_bank() -> Callable[..., HeadBank]:
-    """Heads that read their target off the tokens that `make_shard` writes: sigmoid of 8 (x - 1/2), or of a gap."""
+    """Heads that read their target off the tokens that `judged_shard` writes: sigmoid of 8 (x - 1/2), or of a gap."""
     import torch
 
     from usam.heads import HeadBank, HeadCard

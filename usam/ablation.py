@@ -52,15 +52,17 @@ def token_ablation(
     if not heads:
         raise EvaluationError(f"targets in {training.shard.path} for the exam's applications", "none", "harvest them")
     keep_n = exam.judged_n
-    pairs = {side: side.shard.pairs(side.rows_n[side.judged_n], offset=offset, of=side.of) for side in (training, exam)}
+    learned_from, judged_on = (
+        side.shard.pairs(side.rows_n[side.judged_n], offset=offset, of=side.of) for side in (training, exam)
+    )
     variants: dict[str, dict[str, NDArray[np.float32]]] = {app: {} for app in heads}
     total, done = len(heads) * len(INPUTS), 0
     for app, head in heads.items():
         for name in INPUTS:
             if progress is not None:
                 progress(f"{head}, {name}", done, total)
-            learned = _fit(head, _seen(pairs[training], name), training, recipe, checkpoint_dir)
-            said_n = learned.stacked(torch.from_numpy(_seen(pairs[exam], name)))[0].numpy()
+            learned = _fit(head, _seen(learned_from, name), training, recipe, checkpoint_dir)
+            said_n = learned.stacked(torch.from_numpy(_seen(judged_on, name)))[0].numpy()
             variants[app][name] = said_n if head in GAP_HEADS else 1 - said_n
             done += 1
     applications = {
