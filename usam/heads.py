@@ -132,12 +132,13 @@ class HeadBank:
 
         Args:
             scores: what calling the bank gave.
-            own: the head of the deployed model's own size; if None, by the end of the model's name on the card.
+            own: the head of the deployed model's own size; if None, by the size on the card, or the end of the model's name.
         Returns: by name (n,) float32 in [-1, 1], e.g. `model_gap_difference`; those whose heads the bank has.
         Raises:  HeadError for a name that the scores lack.
         """
         if own is None:
-            own = next((head for size, head in SIZED_HEADS.items() if self.card.model_name.endswith(size)), None)
+            named = str(self.card.recipe.get("size", self.card.model_name))
+            own = next((head for size, head in SIZED_HEADS.items() if named.endswith(size)), None)
         elif own not in scores:
             raise HeadError(f"a head out of {', '.join(scores)}", repr(own), "name the head of the deployed model")
         return gaps_by_difference(scores, own)

@@ -69,7 +69,7 @@ def make_rows() -> Callable[..., Rows]:
 def make_shard(tmp_path: Path) -> Callable[..., Shard]:
     """Harvests whose quality can be read off the IoU token and the chosen mask's own token, not off another's."""
 
-    models = {size: {"name": f"m_{size}", "sha256": digit * 64} for size, digit in (("tiny", "a"), ("large", "b"))}
+    models = {size: {"name": f"{size}_model", "sha256": digit * 64} for size, digit in (("tiny", "a"), ("large", "b"))}
 
     def make(
         name: str,

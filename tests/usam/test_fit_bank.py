@@ -22,7 +22,7 @@ from usam.shard import Shard
 from usam.weights import load_bank, save_bank
 
 QUICK = Recipe(lr=3e-3, max_epochs=25, members=2, dropout=0.0, batch_rows=64)
-MODELS = {size: {"name": f"m_{size}", "sha256": digit * 64} for size, digit in (("tiny", "a"), ("large", "b"))}
+MODELS = {size: {"name": f"{size}_model", "sha256": digit * 64} for size, digit in (("tiny", "a"), ("large", "b"))}
 TRACKED_HEADS = ("iou_unsupervised", "task_gap", "iou_tracked")
 
 
@@ -31,8 +31,9 @@ def test_ours_learns_the_deployed_rows_and_says_so_on_the_card(make_shard: Calla
     bank = fit_bank([shard], recipe=QUICK)
     assert bank.heads == ("iou_tiny", "iou_large", "iou_unsupervised", "model_gap", "task_gap")
     assert len(bank.names) == 10
+    assert "task_gap_difference" in bank.differences(bank(torch.zeros(1, 8)))  # it knows that it is of a tiny model
     card = bank.card
-    assert (card.model_name, card.model_sha256, card.mask_token_offset) == ("m_tiny", "a" * 64, 1)
+    assert (card.model_name, card.model_sha256, card.mask_token_offset) == ("tiny_model", "a" * 64, 1)
     figures = card.heldout["iou_tiny"]
     assert figures["judged"]["pearson"] > 0.9 > figures["judged_sam_score"]["pearson"]
     assert set(card.heldout["model_gap"]) == {"judged"}
@@ -132,7 +133,7 @@ def test_a_video_on_both_sides_is_refused(make_shard: Callable[..., Shard]) -> N
 
 def test_harvests_that_do_not_belong_together_are_refused(make_shard: Callable[..., Shard]) -> None:
     train = make_shard("train", 3)
-    models = {"tiny": {"name": "m_tiny", "sha256": "c" * 64}}
+    models = {"tiny": {"name": "tiny_model", "sha256": "c" * 64}}
     for other, message in (
         (make_shard("other", 3, first=9, kind="tracked", models=models), "train per model"),
         (make_shard("wide", 3, first=9, d=6), "tokens of width 8, got 12"),
