@@ -132,7 +132,7 @@ class HeadBank:
 
         Args:
             scores: what calling the bank gave.
-            own: the head of the deployed model's own size; if None, by the size on the card, or the end of the model's name.
+            own: the head of the deployed model's own size; if None, by the card: its size, or the end of the name.
         Returns: by name (n,) float32 in [-1, 1], e.g. `model_gap_difference`; those whose heads the bank has.
         Raises:  HeadError for a name that the scores lack.
         """
