@@ -206,9 +206,8 @@ def stacker_contender(name: str, bank: HeadBank, stacker: Stacker, exam: Exam) -
             f"the heads {', '.join(stacker.card.heads)} for the stacker", f"no {missing[0]}", "name its bank"
         )
     features_nf = np.stack([exam.column(feature) for feature in FEATURES], axis=1)
-    unknown = [
-        f for f, known in zip(FEATURES, np.isfinite(features_nf[exam.judged_n]).all(0), strict=True) if not known
-    ]
+    known_nf = np.isfinite(features_nf[exam.judged_n])
+    unknown = [feature for column, feature in enumerate(FEATURES) if not known_nf[:, column].all()]
     if unknown:
         got = f"no {unknown[0]} on some judged row of {exam.shard.path}"
         raise HeadError("the features that a stacker reads", got, "harvest with --mode tracked")
