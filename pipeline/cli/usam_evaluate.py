@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from usam.shard import Shard
 
 INSTALLED = "installed"
+_ONLY_IN_FILES = ("rows", "videos", "mean_target", "low", "high", "spearman")
 ShardPath = Annotated[
     Path, typer.Argument(metavar="SHARD", help="A harvest to judge on; no training video may be in it.")
 ]
@@ -275,7 +276,11 @@ def _tell(evaluation: Evaluation, exam: Exam, names: Sequence[str]) -> None:
     table = plain_table()
     table.add_column("score", no_wrap=True)
     for metric, scope in metrics:
-        words = f"{metric.replace('calibration_error', 'ece')}{short[scope]}" if scope in short else f"{scope} area"
+        words = (
+            f"{metric.replace('calibration_error', 'ece')}{short[scope]}"
+            if scope in short
+            else f"{scope.replace('segmentation', 'segm.')} area"
+        )
         table.add_column(words, justify="right")
     for name in names:
         cells = []
@@ -292,11 +297,14 @@ def _tell(evaluation: Evaluation, exam: Exam, names: Sequence[str]) -> None:
 
 
 def _print(table: Table) -> None:
+    """A table of the report, without columns for which a screen is too narrow."""
     shown = plain_table()
-    for column in table.columns:
-        shown.add_column(column, justify="right", overflow="fold")
+    told_columns = [i for i, column in enumerate(table.columns) if column not in _ONLY_IN_FILES]
+    for i in told_columns:
+        shown.add_column(table.columns[i], justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(*(("-" if c != c else f"{c:.3g}") if isinstance(c, float) else escape(str(c)) for c in row))
+        cells = (row[i] for i in told_columns)
+        shown.add_row(*(("-" if c != c else f"{c:.3g}") if isinstance(c, float) else escape(str(c)) for c in cells))
     told = results()
     told.print(f"\n[bold]{escape(table.title)}[/]")
     told.print(shown if table.rows else "nothing that was measured here")
