@@ -70,6 +70,7 @@ def evaluate(
     """Judge a bank in depth: curves, areas, correlations, calibration, each head, its tokens, and what it costs."""
     from usam.judge import heads_table
 
+    _need_folder(out)
     exam, training, banks, contenders = _line_up(shard, bank, isotonic, size, of, differences=False)
     more = [heads_table(name, heads, exam, replicates=replicates, seed=seed) for name, heads in banks.items()]
     if ablation is not None:
@@ -96,11 +97,18 @@ def compare(
     seed: Seed = 0,
 ) -> None:
     """Judge banks side by side with SAM2's own score, raw and fitted, entropies, and gaps as differences of heads."""
+    _need_folder(out)
     exam, training, banks, contenders = _line_up(shard, bank, isotonic, size, of, differences=True)
     if stacker is not None:
         contenders.insert(0, _stacked(stacker, banks, exam))
     evaluation = _judge(exam, contenders, replicates, min_rows, seed)
     _write(evaluation, exam, contenders, training, out, [])
+
+
+def _need_folder(out: Path) -> None:
+    """Say before any work that the report has nowhere to go."""
+    if out.exists() and not out.is_dir():
+        raise CallError(f"a folder for the report at {out}", "a file", "name another --out")
 
 
 def _line_up(

@@ -119,3 +119,12 @@ def test_two_banks_of_one_name_are_refused(
     words = ("--bank", bank, "--bank", f"ours={bank}", "--out", tmp_path / "out")
     assert call("usam", "compare", judged_shard().path, *words) == 2
     assert "a name of its own" in capsys.readouterr().err
+
+
+def test_a_file_is_no_place_for_a_report(
+    judged_shard: Make, reading_bank: Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = save_bank(reading_bank(), tmp_path / "ours.safetensors")
+    for command in ("compare", "evaluate"):
+        assert call("usam", command, judged_shard(command).path, "--bank", bank, "--out", bank) == 2
+        assert "a folder for the report" in capsys.readouterr().err
