@@ -1,7 +1,7 @@
 """The exam of USAM on the embedded models: harvests its clips, then prints how well each score finds bad masks.
 
     python benchmarks/usam_exam.py harvest heldout shifted training     # shards below runs/usam, hours on two cores
-    python benchmarks/usam_exam.py frames heldout                       # the same clips, single frames, the paper's protocol
+    python benchmarks/usam_exam.py frames heldout                       # the same clips one frame at a time
 
 What is asked is fixed in benchmarks/usam.yaml. Harvests go on where they were stopped.
 """

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usam.errors import HeadError
+from usam.features import FEATURES
 from usam.heads import HeadBank, HeadCard, MlpState
 from usam.recipes import Recipe, published
 from usam.shard import Shard
@@ -37,6 +38,7 @@ class Pool:
         video_id_n: (n,) str, with the data set's name before it, so that equal names of two data sets stay apart.
         targets:    head -> (n,) float32 in [0, 1], gaps shifted, NaN where it was not measured.
         sam_score_n: (n,) float32.
+        features_nf: (n, F) float32, `usam.features.FEATURES`; NaN where a harvest has none.
         size_n:     (n,) str, whose tokens.
         judged_n:   (n,) bool, rows that figures are about: deployed size, truth visible, not clicked if propagated.
         heldout_n:  (n,) bool, rows of the held-out harvests; None if none was named.
@@ -51,6 +53,7 @@ class Pool:
     video_id_n: NDArray[Any]
     targets: Mapping[str, NDArray[np.float32]]
     sam_score_n: NDArray[np.float32]
+    features_nf: NDArray[np.float32]
     size_n: NDArray[Any]
     judged_n: NDArray[np.bool_]
     heldout_n: NDArray[np.bool_] | None
@@ -137,6 +140,7 @@ def pool(
         video_id_n=joined(_video_keys),
         targets={name: joined(lambda shard, head=name: shard.target(head)) for name in HEADS},  # type: ignore[misc]
         sam_score_n=joined(lambda shard: shard.column("sam_score")),
+        features_nf=np.stack([joined(lambda shard, name=name: shard.column(name)) for name in FEATURES], 1),  # type: ignore[misc]
         size_n=size_n,
         judged_n=(size_n == deployed) & joined(_judged),
         heldout_n=held_n if heldout else None,

@@ -104,11 +104,11 @@ class HeadBank:
         ]
 
     @torch.inference_mode()
-    def stacked(self, tokens_n2d: Tensor) -> Tensor:
-        """Every head's output in one tensor.
+    def members(self, tokens_n2d: Tensor) -> Tensor:
+        """Every MLP's raw output, before ensembles are averaged and gaps shifted back.
 
         Args:    tokens_n2d: (n, 2d) float, IoU token beside mask token, on the bank's device.
-        Returns: (H, n) float32 in the order of `heads`, gaps already shifted back.
+        Returns: (M, n) float32 in [0, 1] in the order of `names`.
         Raises:  ShapeError for another width.
         """
         if tokens_n2d.ndim != 2 or tokens_n2d.shape[1] != self.width:
@@ -120,8 +120,17 @@ class HeadBank:
         x_mnc = tokens_n2d.float().expand(len(self.names), -1, -1)
         for weight, bias in zip(self._weights[:2], self._biases[:2], strict=True):
             x_mnc = torch.baddbmm(bias, x_mnc, weight).relu_()
-        out_mn = torch.baddbmm(self._biases[2], x_mnc, self._weights[2])[..., 0].sigmoid_()
-        return self._mix_hm @ out_mn - self._shifts_h[:, None]
+        return torch.baddbmm(self._biases[2], x_mnc, self._weights[2])[..., 0].sigmoid_()
+
+    @torch.inference_mode()
+    def stacked(self, tokens_n2d: Tensor) -> Tensor:
+        """Every head's output in one tensor.
+
+        Args:    tokens_n2d: (n, 2d) float, IoU token beside mask token, on the bank's device.
+        Returns: (H, n) float32 in the order of `heads`, gaps already shifted back.
+        Raises:  ShapeError for another width.
+        """
+        return self._mix_hm @ self.members(tokens_n2d) - self._shifts_h[:, None]
 
     def __call__(self, tokens_n2d: Tensor) -> dict[str, Tensor]:
         """Scores by head name, each (n,) float32; see `stacked`."""
