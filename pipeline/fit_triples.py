@@ -22,8 +22,7 @@ from pipeline.settings import Settings
 from pipeline.video.probe import VideoInfo, probe_video
 from pipeline.video.stream import FrameStream
 from usam.features import FEATURES, TrackFeatures
-from usam.harvest import upsampled_mask
-from usam.image import upsampled_iou
+from usam.image import upsampled_iou, upsampled_mask
 from usam.shard import Plan, Shard, ShardWriter
 from usam.targets import mask_iou
 

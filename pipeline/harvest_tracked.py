@@ -21,8 +21,7 @@ from pipeline.propagate import FrameResult, Session
 from usam.datasets.samples import DataSet, Frame, Video
 from usam.entropy import mask_weighted_entropy, probabilities, score_weights
 from usam.features import FEATURES, TrackFeatures
-from usam.harvest import upsampled_mask
-from usam.image import upsampled_iou
+from usam.image import upsampled_iou, upsampled_mask
 from usam.perturb import PERTURBATIONS, perturb
 from usam.prompts import dense_points
 from usam.shard import ENTROPIES, Plan, Shard, ShardWriter

@@ -28,6 +28,7 @@ from usam.fit_bank import fit_bank
 from usam.harvest_frames import harvest_frames
 from usam.heads import HeadBank, HeadCard, MlpState
 from usam.shard import Shard
+from usam.stack import add_stacker, can_stack
 from usam.targets import HEADS
 from usam.warm import score_head_state
 from usam.weights import import_published, install_path, save_bank
@@ -120,6 +121,8 @@ def fit_heads(
             checkpoint_dir=folder / "training",
             progress=partial(progress, "training"),
         )
+        if can_stack(bank, [shard]):
+            add_stacker(bank, [shard])
         path = install(bank, loaded, settings)
     return path, bank
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from usam.errors import HeadError
 from usam.features import FEATURES
 from usam.heads import HeadBank, HeadCard, MlpState
-from usam.recipes import Recipe, published
+from usam.recipes import Recipe, ours, published
 from usam.shard import Shard
 from usam.targets import GAP_HEADS, HEADS, shift_of
 from usam.train import agreement, fit_head, split_videos
@@ -248,8 +248,10 @@ def recipes_of(recipe: Recipes | None, heads: Sequence[str], seed: int = 0) -> d
     """
     if isinstance(recipe, str):
         return {name: published(_set_name(recipe), name, seed=seed) for name in heads}
-    if recipe is None or isinstance(recipe, Recipe):
-        return dict.fromkeys(heads, recipe or Recipe(seed=seed))
+    if recipe is None:
+        return {name: ours(name, seed=seed) for name in heads}
+    if isinstance(recipe, Recipe):
+        return dict.fromkeys(heads, recipe)
     for name in heads:
         if name not in recipe:
             raise HeadError(f"a recipe for {name}", f"for {', '.join(recipe)}", "add it, or name fewer heads")

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from usam.datasets.samples import DataSet, Frame
 from usam.errors import HeadError
-from usam.harvest import upsampled_mask
-from usam.image import decode_points, upsampled_iou
+from usam.image import decode_points, upsampled_iou, upsampled_mask
 from usam.prompts import DENSE_POINTS, dense_points
 from usam.scorers import Entropy, ImageViews, Select, entropies_by_model
 from usam.shard import ENTROPIES, Plan, Shard, ShardWriter

@@ -136,3 +136,15 @@ def upsampled_iou(logits_nhw: Tensor, truth_nhw: NDArray[np.bool_] | Tensor) -> 
         iou = (mask & true_hw).sum((-2, -1)) / union.clamp_min(1)
         out.append(torch.where(union > 0, iou, 1.0).reshape(row.shape[:-2]))
     return torch.stack(out)
+
+
+def upsampled_mask(logits_hw: Tensor, truth_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask's logits, upsampled bilinearly to the truth's size, above 0."""
+    if truth_hw.ndim != 2:
+        raise ShapeError("truth (H, W)", str(truth_hw.shape), "give one mask per frame and object")
+    with torch.inference_mode():
+        full_11hw = functional.interpolate(
+            logits_hw[None, None].float(), size=truth_hw.shape, mode="bilinear", align_corners=False
+        )
+        mask_hw: NDArray[np.bool_] = (full_11hw[0, 0] > 0).cpu().numpy()
+    return mask_hw

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from usam.errors import HeadError
-from usam.targets import shift_of
+from usam.targets import TRACKED_HEAD, shift_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,19 @@ class Recipe:
     standardise: bool = True
     heldout_fraction: float = 0.2
     seed: int = 0
+
+
+def ours(head: str, *, seed: int = 0) -> Recipe:
+    """Our training of a head.
+
+    The score that routes masks is an ensemble of five, so that for every row of the training videos one member has not
+    seen it (`usam.stack` needs that); the others are pairs, which keeps all heads cheap beside a frame.
+
+    Args:    head: a head. seed: of everything random.
+    Raises:  HeadError for an unknown head.
+    """
+    shift_of(head)
+    return Recipe(members=5 if head == TRACKED_HEAD else 2, seed=seed)
 
 
 _DAVIS = {
@@ -70,7 +83,7 @@ def published(dataset: str, head: str, *, seed: int = 0) -> Recipe:
     Source:  the public code of Kaiser et al., ICML 2025.
     """
     shift_of(head)
-    name = "iou_unsupervised" if head == "iou_tracked" else head
+    name = "iou_unsupervised" if head == TRACKED_HEAD else head
     if dataset in ("davis", "mose"):
         settings = _DAVIS[name]
     elif dataset in _ALL_HEADS:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from usam.errors import HeadError
+from usam.features import FEATURES
 from usam.fit_bank import heldout_rows, pool
 from usam.heads import HeadBank
-from usam.recipes import Recipe
+from usam.recipes import Recipe, ours
 from usam.shard import Shard
 from usam.stacker import Stacker, StackerCard, StackerRecipe, fit_stacker, unseen_outputs
 from usam.targets import TRACKED_HEAD
@@ -22,12 +23,19 @@ from usam.weights import heads_sha256
 
 _LOG = logging.getLogger(__name__)
 MIN_MEMBERS = 5
+MIN_VIDEOS = 20  # to train on; fewer tell nothing about tracks in general
+
+
+def can_stack(bank: HeadBank, shards: Sequence[Shard]) -> bool:
+    """Whether a stacker can be trained: enough members of `iou_tracked`, and track features in the harvests."""
+    tracked = all(shard.plan.kind == "tracked" and all(shard.has(name) for name in FEATURES) for shard in shards)
+    return tracked and bank.names.count(TRACKED_HEAD) >= MIN_MEMBERS
 
 
 def add_stacker(
     bank: HeadBank,
     shards: Sequence[Shard],
-    recipe: Recipe,
+    recipe: Recipe | None = None,
     *,
     heldout: Sequence[Shard] = (),
     stacker_recipe: StackerRecipe | None = None,
@@ -38,11 +46,13 @@ def add_stacker(
         bank: from `usam.fit_bank.fit_bank` on the same arguments; `iou_tracked` has at least five members, so that for
             every row one of them has not seen its video.
         shards, heldout: tracked harvests, as `fit_bank` was given them.
-        recipe: the one that trained `iou_tracked`; it says which member was kept from which videos.
+        recipe: the one that trained `iou_tracked`, ours if None; it says which member was kept from which videos.
         stacker_recipe: ours if None.
-    Returns: the bank, with the stacker if it won; the stacker's card has both figures.
+    Returns: the bank, with the stacker if it won; the stacker's card has both figures. Without it, and told so, if
+             there are fewer than 20 videos to train on.
     Raises:  HeadError for fewer members, other rows than the bank was trained on, or harvests without track features.
     """
+    recipe = recipe or ours(TRACKED_HEAD)
     members = [i for i, name in enumerate(bank.names) if name == TRACKED_HEAD]
     if len(members) < MIN_MEMBERS or recipe.members != len(members):
         got = f"{len(members)} of a recipe of {recipe.members}"
@@ -60,24 +70,21 @@ def add_stacker(
     heads, heads_nh = unseen_outputs([TRACKED_HEAD] * len(members), outputs_mn, unseen_mn)
     train_n, target_n = known_n & ~held_n, rows.targets[TRACKED_HEAD]
     card = StackerCard(bank.card.model_name, bank.card.model_sha256, heads_sha256(bank), ())
-    stacker = fit_stacker(
-        heads,
-        heads_nh[train_n],
-        features_nf[train_n],
-        target_n[train_n],
-        rows.video_id_n[train_n],
-        card,
-        stacker_recipe,
-    )
+    videos = len(np.unique(rows.video_id_n[train_n]))
+    if videos < MIN_VIDEOS:
+        _LOG.warning("no stacker: %d videos to train on, %d are the least", videos, MIN_VIDEOS)
+        return bank
+    inputs = (heads_nh[train_n], features_nf[train_n], target_n[train_n], rows.video_id_n[train_n])
+    stacker = fit_stacker(heads, *inputs, card, stacker_recipe)
     judged_n = known_n & held_n & rows.judged_n
     if not judged_n.any():
         raise HeadError("held-out rows to judge the stacker on", "none", "harvest more videos")
     stacked_j = stacker(torch.from_numpy(heads_nh[judged_n]), torch.from_numpy(features_nf[judged_n])).numpy()
-    truth, videos = target_n[judged_n], rows.video_id_n[judged_n]
+    truth, of_video = target_n[judged_n], rows.video_id_n[judged_n]
     figures: dict[str, Any] = {
-        "stacker": agreement(stacked_j, truth, videos),
-        "head": agreement(heads_nh[judged_n, 0], truth, videos),
-        "sam_score": agreement(rows.sam_score_n[judged_n], truth, videos),
+        "stacker": agreement(stacked_j, truth, of_video),
+        "head": agreement(heads_nh[judged_n, 0], truth, of_video),
+        "sam_score": agreement(rows.sam_score_n[judged_n], truth, of_video),
     }
     _LOG.info("stacker: %s", figures)
     if figures["stacker"]["pearson"] > figures["head"]["pearson"]:

@@ -6,8 +6,8 @@ import functools
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from usam.errors import HeadError, ShapeError
-from usam.harvest import Rows
 from usam.heads import HeadBank, HeadCard, MlpState
 from usam.recipes import Recipe
-from usam.targets import TRACKED_HEAD, shift_of
+from usam.targets import shift_of
 
 _LOG = logging.getLogger(__name__)
 _MIN_FOLDS = 5
@@ -139,61 +138,6 @@ def fit_head(
     figures = agreement(predicted_h, target_np[held_n], videos_np[held_n])
     _LOG.info("%s: %s", name, figures)
     return FittedHead(name, states, held_n, predicted_h, figures)
-
-
-def fit_tracked(
-    rows: Rows,
-    model_name: str,
-    model_sha256: str,
-    recipe: Recipe | None = None,
-    *,
-    mask_token_offset: int = 1,
-    start: MlpState | None = None,
-    checkpoint_dir: Path | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> HeadBank:
-    """Train `iou_tracked` on a harvest, as a bank with its card.
-
-    Trained on every row whose predicted mask is not empty, also where the truth is (IoU 0). The card's figures are
-    given for those rows and for the rows with visible truth, beside SAM2's own score on the same rows.
-
-    Args:
-        rows: a harvest of the deployed model, of clips that the model was not trained on.
-        model_name, model_sha256: the deployed model.
-        recipe, start, checkpoint_dir: as in `fit_head`.
-        mask_token_offset: as the tokens were captured.
-        provenance: where the rows come from, for the card.
-    Returns: the bank.
-    Raises:  as `fit_head`.
-    """
-    recipe = recipe or Recipe()
-    rows = rows.where(rows.predicted_n)
-    fitted = fit_head(
-        TRACKED_HEAD, rows.tokens_n2d, rows.iou_n, rows.video_id_n, recipe, start=start, checkpoint_dir=checkpoint_dir
-    )
-    heldout = rows.where(fitted.heldout_n)
-    visible = heldout.where(heldout.visible_n)
-    draft = HeadBank([TRACKED_HEAD] * len(fitted.states), fitted.states, HeadCard(model_name, model_sha256))
-    figures: dict[str, Any] = {"predicted": fitted.figures}
-    figures["predicted_sam_score"] = agreement(heldout.sam_score_n, heldout.iou_n, heldout.video_id_n)
-    if len(visible):
-        head_n = draft.stacked(torch.from_numpy(visible.tokens_n2d))[0].numpy()
-        figures["visible"] = agreement(head_n, visible.iou_n, visible.video_id_n)
-        figures["visible_sam_score"] = agreement(visible.sam_score_n, visible.iou_n, visible.video_id_n)
-    card = HeadCard(
-        model_name=model_name,
-        model_sha256=model_sha256,
-        mask_token_offset=mask_token_offset,
-        recipe={
-            **asdict(recipe),
-            "start": "score_head" if start is not None else "random",
-            "rows": len(rows),
-            "videos": len(np.unique(rows.video_id_n)),
-            **(provenance or {}),
-        },
-        heldout={TRACKED_HEAD: figures},
-    )
-    return HeadBank(draft.names, fitted.states, card)
 
 
 def agreement(predicted_n: ArrayLike, truth_n: ArrayLike, video_id_n: ArrayLike) -> dict[str, float]:

@@ -47,6 +47,9 @@ def train(
         typer.Option(help="How our IoU heads begin: score (the model's own), random, or auto: score if it is here."),
     ] = "auto",
     search: Annotated[int, typer.Option(help="Trials per head to search settings first; 0 for none.", min=0)] = 0,
+    stacker: Annotated[
+        bool, typer.Option(help="Train a stacker too, where harvests have tracks; kept if it is ahead of iou_tracked.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of everything random.", min=0)] = 0,
     config: Config = None,
     set_: Set = None,
@@ -56,7 +59,10 @@ def train(
     A run that was killed goes on with the same call, and ends with the same bytes.
     """
     from usam.fit_bank import fit_bank, is_published, pool, recipes_of
+    from usam.recipes import ours
     from usam.shard import Shard
+    from usam.stack import add_stacker, can_stack
+    from usam.targets import TRACKED_HEAD
     from usam.weights import save_bank
 
     settings = make_settings(config, set_)
@@ -91,6 +97,8 @@ def train(
             opened, heads=wanted, recipe=found or settings_of, start=begin, seed=seed, checkpoint_dir=work,
             progress=count, **shared,
         )  # fmt: skip
+    if stacker and can_stack(bank, [*opened, *held]):
+        add_stacker(bank, opened, found[TRACKED_HEAD] if found else ours(TRACKED_HEAD, seed=seed), heldout=held)
     save_bank(bank, out)
     shutil.rmtree(work, ignore_errors=True)
     _tell(bank, out)
@@ -137,4 +145,8 @@ def _tell(bank: HeadBank, path: Path) -> None:
         f"\nheld-out rows that are judged; trained on {facts['rows']:,} rows of {facts['videos']:,} videos, "
         f"{facts['recipe']}, token offset {card.mask_token_offset} of the {facts['of']} mask"
     )
+    if bank.stacker is not None:
+        figures = bank.stacker.card.heldout
+        shown = ", ".join(f"{name} {figures[name]['pearson']:.3f}" for name in ("stacker", "head", "sam_score"))
+        told.print(f"with a stacker over iou_tracked and the mask's track: Pearson {shown}")
     told.print(f"bank for {escape(card.model_name)}: {escape(str(path))}", soft_wrap=True)

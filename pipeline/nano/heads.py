@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoints import model_spec
@@ -15,23 +14,16 @@ from pipeline.models import weights_path
 from pipeline.nano.export import open_weights
 from usam.fit_bank import fit_bank
 from usam.heads import HeadBank
-from usam.recipes import Recipe
 from usam.shard import Shard
-from usam.stack import MIN_MEMBERS, add_stacker
-from usam.targets import GAP_HEADS, TRACKED_HEAD
+from usam.stack import add_stacker
 from usam.warm import score_head_state
 from usam.weights import save_bank
 
 log = logging.getLogger(__name__)
 
-RECIPE = Recipe(members=MIN_MEMBERS)
-
 
 def train_heads(shard: Shard, config: str, weights: Path, work: Path) -> HeadBank:
     """Every head that the harvest has targets for, and the stacker.
-
-    The score that routes masks is an ensemble, the gaps are pairs, the rest are single: with them all, heads stay below
-    the share of a frame's time that docs/usam.md promises.
 
     Args:
         shard: tracked frames of these weights.
@@ -39,11 +31,8 @@ def train_heads(shard: Shard, config: str, weights: Path, work: Path) -> HeadBan
         work: where finished members are kept.
     Returns: the bank, with its stacker if that is ahead on held-out videos.
     """
-    members = {TRACKED_HEAD: MIN_MEMBERS, **dict.fromkeys(GAP_HEADS, 2)}
-    recipes = {head: replace(RECIPE, members=members.get(head, 1)) for head in shard.heads()}
     start = score_head_state(open_weights(config, weights))
-    bank = fit_bank([shard], recipe=recipes, start=start, checkpoint_dir=work)
-    return add_stacker(bank, [shard], RECIPE)
+    return add_stacker(fit_bank([shard], start=start, checkpoint_dir=work), [shard])
 
 
 def main() -> None:

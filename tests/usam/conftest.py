@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from usam.harvest import Rows
 from usam.shard import Plan, Shard, ShardWriter
 
 
@@ -40,26 +40,20 @@ def make_state() -> Callable[..., dict[str, torch.Tensor]]:
 
 
 @pytest.fixture
-def make_rows() -> Callable[..., Rows]:
+def make_rows() -> Callable[..., Any]:
     """Rows of `videos` x 20; IoU is a function of the tokens, SAM2's score a noisy view of it."""
 
-    def make(videos: int = 30, width: int = 8, seed: int = 0) -> Rows:
+    def make(videos: int = 30, width: int = 8, seed: int = 0) -> Any:
         rng = np.random.default_rng(seed)
         n = videos * 20
         tokens: NDArray[np.float32] = (3 + 2 * rng.normal(size=(n, width))).astype(np.float32)
         logit = tokens[:, 0] - tokens[:, 1] + np.abs(tokens[:, 2] - 3) - 1
         iou = (1 / (1 + np.exp(-logit))).astype(np.float32)
-        return Rows(
+        return SimpleNamespace(
             tokens_n2d=tokens,
             sam_score_n=np.clip(iou + rng.normal(0, 0.3, n), 0, 1).astype(np.float32),
-            object_score_n=np.ones(n, np.float32),
             iou_n=iou,
             video_id_n=np.repeat([f"v{i}" for i in range(videos)], 20),
-            frame_index_n=np.tile(np.arange(20), videos),
-            object_id_n=np.ones(n, np.int64),
-            prompted_n=np.zeros(n, bool),
-            predicted_n=np.arange(n) % 10 != 0,
-            visible_n=np.arange(n) % 7 != 0,
         )
 
     return make
