@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from shifted_clips import render_shifted
@@ -26,6 +27,7 @@ from pipeline.harvest_tracked import Protocol, harvest_video, tracked_plan
 from pipeline.models import LoadedModel, load_model
 from pipeline.nano.clips import Clip, render_clip
 from usam.datasets.synthetic import Rendered
+from usam.harvest_frames import harvest_frames
 from usam.shard import ShardWriter
 
 EXAM: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("usam.yaml").read_text())
@@ -120,10 +122,37 @@ def harvest(args: argparse.Namespace, name: str) -> None:
     print(f"{name}: {len(shard)} rows in {shard.path}")
 
 
+def frames(args: argparse.Namespace, name: str) -> None:
+    """Harvest some frames of a set's clips one by one, without memory: the paper's protocol."""
+    rules = EXAM["exams"].get(name) or EXAM[name]
+    draw, count = generator(name), min(args.clips or rules["clips"], rules["clips"])
+
+    def render(video_id: str) -> tuple[Any, Any]:
+        clip = draw(int(video_id), frames=EXAM["frames"], size=EXAM["size"])
+        ids = clip.ids_thw[:: EXAM["frames_alone"]["every"]].copy()
+        for ids_hw in ids:
+            values, counts = np.unique(ids_hw, return_counts=True)
+            ids_hw[np.isin(ids_hw, values[counts < EXAM["min_area_px"]])] = 0
+        return clip.frames_thw3[:: EXAM["frames_alone"]["every"]], ids
+
+    clips = Rendered(render, [str(rules["first_seed"] + i) for i in range(count)], f"{name} frames")
+    torch.set_num_threads(1)
+    told = [0.0]
+
+    def progress(video: str, done: int, total: int) -> None:
+        if time.monotonic() - told[0] > 30:
+            told[0] = time.monotonic()
+            print(f"{name} frames: {done}/{total} clips", flush=True)
+
+    path = args.out / f"{name}-frames{args.suffix}"
+    shard = harvest_frames(clips, models_of(args), path, deployed="tiny", entropies=args.entropies, progress=progress)
+    print(f"{name} frames: {len(shard)} rows in {shard.path}")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("harvest",))
+    parser.add_argument("action", choices=("harvest", "frames"))
     parser.add_argument("sets", nargs="+", choices=(*EXAM["exams"], "training", "polishing"))
     parser.add_argument("--out", type=Path, default=Path("runs/usam"))
     parser.add_argument("--suffix", default="", help="of the shard's name")
@@ -136,7 +165,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     for name in args.sets:
-        harvest(args, name)
+        (harvest if args.action == "harvest" else frames)(args, name)
 
 
 if __name__ == "__main__":
