@@ -117,6 +117,7 @@ def share_rows(name: str, model: Any, clip: Any, counts: list[int], warm: int, t
                 if len(found) != len(chunk):
                     raise RuntimeError(f"{len(found)} scores for {len(chunk)} masks")
         frame = statistics.median(frame_s[-timed:])
+        console.print(f"[dim]{name}, {count} objects: {1e3 * frame:.0f} ms per frame[/]")
         for members, seconds in heads_s.items():
             cost = statistics.median(seconds[-timed:])
             rows.append({
