@@ -2,7 +2,7 @@
 
     python benchmarks/usam_ceiling.py --training runs/usam/training --exam runs/usam/heldout
 
-Trees read all that heads and stacker read, at once, and are trained on the same rows. Where they are not ahead, more would
+Trees read all that heads and stacker read, at once, and learn from the same rows. Where they are not ahead, more would
 have to come from other inputs or more data, not from another model of these. Needs scikit-learn.
 """
 
