@@ -41,8 +41,8 @@ class ScoredResult:
 
     Attributes:
         result: the mask.
-        scores: every head's raw output by name, and the stacker's; empty without a bank, for a given mask and when
-                untracked.
+        scores: every head's raw output by name, and the stacker's, whose gaps take the place of the heads'; empty
+                without a bank, for a given mask and when untracked.
         predicted_iou: in [0, 1]; `1 - predicted_iou` is the uncalibrated uncertainty. None if given or untracked.
         score_source:  what `predicted_iou` is, see `score_head`. Where the model says that
                        the object is absent there is no mask to score and it is "object_score": the model's probability
@@ -134,8 +134,8 @@ class Scorer:
         if self.bank.stacker is not None:
             features_nf = torch.tensor([features[i] for i in rows], device=tokens_n2d.device)
             heads_nh = scores_hn[[names.index(name) for name in self.bank.stacker.card.heads]].T
-            scores_hn = torch.cat([scores_hn, self.bank.stacker(heads_nh, features_nf)[None]])
-            names.append(STACKED)
+            scores_hn = torch.cat([scores_hn, self.bank.stacker.stacked(heads_nh, features_nf)])
+            names += [STACKED if name == TRACKED_HEAD else name for name in self.bank.stacker.card.targets]
         return {i: dict(zip(names, row, strict=True)) for i, row in zip(rows, scores_hn.T.tolist(), strict=True)}
 
     @torch.inference_mode()

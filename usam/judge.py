@@ -213,9 +213,11 @@ def stacker_contender(name: str, bank: HeadBank, stacker: Stacker, exam: Exam) -
         raise HeadError("the features that a stacker reads", got, "harvest with --mode tracked")
     heads_nh = np.stack([predicted[head] for head in stacker.card.heads], axis=1)
     inputs = (torch.from_numpy(a.astype(np.float32)).to(bank.device) for a in (heads_nh, features_nf))
-    said_n = stacker.to(bank.device)(*inputs).cpu().numpy().astype(np.float64)
-    gaps = {app: gap for app, gap in _GAP_OF.items() if gap in predicted}
-    words = {"iou": "1 - the stacker's IoU"} | gaps
+    said_tn = stacker.to(bank.device).stacked(*inputs).cpu().numpy().astype(np.float64)
+    said_n, own = said_tn[0], dict(zip(stacker.card.targets, said_tn, strict=True))
+    gaps = {app: gap for app, gap in _GAP_OF.items() if gap in own or gap in predicted}
+    words = {"iou": "1 - the stacker's IoU"} | {app: f"the stacker's {g}" if g in own else g for app, g in gaps.items()}
+    predicted = {**predicted, **own}
     return Contender(name, Score(1 - said_n, True, {a: predicted[g] for a, g in gaps.items()}), words)
 
 

@@ -17,7 +17,7 @@ from usam.heads import HeadBank
 from usam.recipes import Recipe, ours
 from usam.shard import Shard
 from usam.stacker import Stacker, StackerCard, StackerRecipe, fit_stacker, unseen_outputs
-from usam.targets import TRACKED_HEAD
+from usam.targets import GAP_HEADS, TRACKED_HEAD, shift_of
 from usam.train import agreement, fold_of_rows
 from usam.weights import heads_sha256
 
@@ -69,23 +69,27 @@ def add_stacker(
     unseen_mn = np.stack([(fold_n == member) | held_n for member in range(len(members))])
     heads, heads_nh = unseen_outputs([TRACKED_HEAD] * len(members), outputs_mn, unseen_mn)
     train_n, target_n = known_n & ~held_n, rows.targets[TRACKED_HEAD]
+    gaps = [name for name in GAP_HEADS if np.isfinite(rows.targets[name][train_n]).all()]
+    targets = {name: rows.targets[name][train_n] for name in (TRACKED_HEAD, *gaps)}
     card = StackerCard(bank.card.model_name, bank.card.model_sha256, heads_sha256(bank), ())
     videos = len(np.unique(rows.video_id_n[train_n]))
     if videos < MIN_VIDEOS:
         _LOG.warning("no stacker: %d videos to train on, %d are the least", videos, MIN_VIDEOS)
         return bank
-    inputs = (heads_nh[train_n], features_nf[train_n], target_n[train_n], rows.video_id_n[train_n])
+    inputs = (heads_nh[train_n], features_nf[train_n], targets, rows.video_id_n[train_n])
     stacker = fit_stacker(heads, *inputs, card, stacker_recipe)
     judged_n = known_n & held_n & rows.judged_n
     if not judged_n.any():
         raise HeadError("held-out rows to judge the stacker on", "none", "harvest more videos")
-    stacked_j = stacker(torch.from_numpy(heads_nh[judged_n]), torch.from_numpy(features_nf[judged_n])).numpy()
+    stacked_tj = stacker.stacked(torch.from_numpy(heads_nh[judged_n]), torch.from_numpy(features_nf[judged_n])).numpy()
     truth, of_video = target_n[judged_n], rows.video_id_n[judged_n]
     figures: dict[str, Any] = {
-        "stacker": agreement(stacked_j, truth, of_video),
+        "stacker": agreement(stacked_tj[0], truth, of_video),
         "head": agreement(heads_nh[judged_n, 0], truth, of_video),
         "sam_score": agreement(rows.sam_score_n[judged_n], truth, of_video),
     }
+    for name, said_j in zip(gaps, stacked_tj[1:], strict=True):
+        figures[name] = agreement(said_j + shift_of(name), rows.targets[name][judged_n], of_video)
     _LOG.info("stacker: %s", figures)
     if figures["stacker"]["pearson"] > figures["head"]["pearson"]:
         filled = replace(stacker.card, heldout=figures)

@@ -1,4 +1,4 @@
-"""A frame's score from its heads and its track: small MLPs that correct what `iou_tracked` says."""
+"""A frame's score and gaps from its heads and its track: small MLPs that correct what `iou_tracked` says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class StackerCard:
     Attributes:
         model_name, model_sha256: the deployed model. heads_sha256: the heads whose outputs it reads.
         heads: these heads, in the order of its inputs; `usam.features.FEATURES` come after them.
+        targets: what it predicts: `iou_tracked` first, then gaps.
         recipe: how it was trained. heldout: figures on videos that took no part.
     """
 
@@ -63,23 +64,28 @@ class StackerCard:
     model_sha256: str
     heads_sha256: str
     heads: tuple[str, ...]
+    targets: tuple[str, ...] = (TRACKED_HEAD,)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     heldout: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Stacker:
-    """`sigmoid(logit(iou_tracked) + g(heads, features))`, g the mean of small MLPs, all evaluated at once.
+    """`sigmoid(logit(iou_tracked) + g(heads, features))`, g the mean of small MLPs; gaps without the first term.
+
+    All MLPs are evaluated at once.
 
     Args:
-        states: `mean`, `deviation` (F,); `weight.{0,1,2}` (M, in, out), `bias.{0,1,2}` (M, 1, out).
+        states: `mean`, `deviation` (F,); `weight.{0,1,2}` (T * M, in, out), `bias.{0,1,2}` (T * M, 1, out): T targets
+            of M MLPs each.
         card: origin; names the heads.
     Raises: ShapeError for tensors that do not fit the card.
     """
 
     def __init__(self, states: Mapping[str, Tensor], card: StackerCard) -> None:
         width = len(card.heads) + len(FEATURES)
-        if TRACKED_HEAD not in card.heads:
-            raise HeadError(f"a stacker that reads {TRACKED_HEAD}", ", ".join(card.heads), "train it with that head")
+        if TRACKED_HEAD not in card.heads or card.targets[:1] != (TRACKED_HEAD,):
+            got = f"{', '.join(card.heads)} for {', '.join(card.targets)}"
+            raise HeadError(f"a stacker that reads {TRACKED_HEAD} and corrects it", got, "train it with that head")
         if tuple(states["mean"].shape) != (width,) or states["weight.0"].shape[1] != width:
             raise ShapeError(f"a stacker of {width} inputs", str(tuple(states["weight.0"].shape)), "train it again")
         self.card, self._states = card, dict(states)
@@ -96,31 +102,38 @@ class Stacker:
 
     def sha256(self) -> str:
         """Checksum of what it computes."""
-        digest = hashlib.sha256(repr(self.card.heads).encode())
+        digest = hashlib.sha256(repr((self.card.heads, self.card.targets)).encode())
         for _, value in sorted(self._states.items()):
             digest.update(value.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def __call__(self, heads_nh: Tensor, features_nf: Tensor) -> Tensor:
-        """Predicted IoU.
+    def stacked(self, heads_nh: Tensor, features_nf: Tensor) -> Tensor:
+        """Every target.
 
         Args:
             heads_nh: (n, H) float, the outputs of `card.heads`.
             features_nf: (n, F) float, `usam.features.FEATURES`.
-        Returns: (n,) float32 in [0, 1].
+        Returns: (T, n) float32 in the order of `card.targets`: IoU in [0, 1], gaps in [-0.5, 0.5].
         """
-        s = self._states
+        s, count = self._states, len(self.card.targets)
         x_ni = torch.cat([heads_nh, features_nf], dim=1).float()
         x_mni = ((x_ni - s["mean"]) / s["deviation"]).clamp(-6, 6).expand(len(s["weight.0"]), -1, -1)
-        return (_logit(x_ni[:, self._base]) + _run(s, x_mni).mean(0)).sigmoid()
+        logits_tn = _run(s, x_mni).unflatten(0, (count, -1)).mean(1)
+        logits_tn[0] += _logit(x_ni[:, self._base])
+        shifts_t = logits_tn.new_tensor([shift_of(name) for name in self.card.targets])
+        return logits_tn.sigmoid() - shifts_t[:, None]
+
+    def __call__(self, heads_nh: Tensor, features_nf: Tensor) -> Tensor:
+        """The frame's score, (n,) float32 in [0, 1]: the first target of `stacked`."""
+        return self.stacked(heads_nh, features_nf)[0]
 
 
 def fit_stacker(
     heads: Sequence[str],
     heads_nh: ArrayLike,
     features_nf: ArrayLike,
-    target_n: ArrayLike,
+    targets: Mapping[str, ArrayLike],
     video_id_n: ArrayLike,
     card: StackerCard,
     recipe: StackerRecipe | None = None,
@@ -132,35 +145,38 @@ def fit_stacker(
 
     Args:
         heads: names of the columns of `heads_nh`.
-        heads_nh: (n, H). features_nf: (n, F). target_n: (n,) IoU in [0, 1]. video_id_n: (n,) names.
-        card: goes with the result, `heads` and `recipe` filled in.
+        heads_nh: (n, H). features_nf: (n, F). video_id_n: (n,) names.
+        targets: by name (n,) in [0, 1]: `iou_tracked`, and gaps shifted by +0.5.
+        card: goes with the result; heads, targets and recipe are filled in.
         recipe: ours if None.
     Returns: the stacker.
     Raises:  ShapeError, HeadError for arrays that do not fit or are not finite, or fewer than two videos.
     """
     recipe = recipe or StackerRecipe()
     inputs = np.concatenate([np.asarray(heads_nh, np.float32), np.asarray(features_nf, np.float32)], 1)
-    target, videos = np.asarray(target_n, np.float32), np.asarray(video_id_n)
-    if inputs.shape != (len(target), len(heads) + len(FEATURES)) or videos.shape != target.shape:
+    videos = np.asarray(video_id_n)
+    names = (TRACKED_HEAD, *(name for name in targets if name != TRACKED_HEAD))
+    values = [np.asarray(targets[name], np.float32) for name in names]
+    if inputs.shape != (len(videos), len(heads) + len(FEATURES)) or any(v.shape != videos.shape for v in values):
         raise ShapeError(f"inputs (n, {len(heads) + len(FEATURES)})", str(inputs.shape), "give one row per mask")
-    if not np.isfinite(inputs).all() or not np.isfinite(target).all():
+    if not np.isfinite(inputs).all() or not all(np.isfinite(v).all() for v in values):
         raise HeadError("finite features and targets", "a value that is not", "drop those rows")
     if len(np.unique(videos)) < 2:
         raise HeadError("rows of at least 2 videos", "1", "harvest more clips")
     generator = torch.Generator().manual_seed(recipe.seed)
-    x, y = torch.from_numpy(inputs), torch.from_numpy(target)
+    x = torch.from_numpy(inputs)
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-3)
     base_n = _logit(x[:, list(heads).index(TRACKED_HEAD)])
     x = ((x - mean) / deviation).clamp(-6, 6)
-    everything = np.ones(len(target), bool)
-    folds = max(5, recipe.members)
-    fold_n = torch.from_numpy(fold_of_rows(videos, everything, folds, recipe.seed))
-    states = _fit(x, y, base_n, fold_n, recipe, generator)
-    states |= {"mean": mean, "deviation": deviation}
-    filled = StackerCard(
-        card.model_name, card.model_sha256, card.heads_sha256, tuple(heads), asdict(recipe) | dict(card.recipe)
-    )
-    return Stacker(states, filled)
+    everything = np.ones(len(videos), bool)
+    fold_n = torch.from_numpy(fold_of_rows(videos, everything, max(5, recipe.members), recipe.seed))
+    fitted = [
+        _fit(x, torch.from_numpy(value), base_n if name == TRACKED_HEAD else None, fold_n, recipe, generator)
+        for name, value in zip(names, values, strict=True)
+    ]
+    states = {key: torch.cat([one[key] for one in fitted]) for key in fitted[0]}
+    filled = replace(card, heads=tuple(heads), targets=names, recipe=asdict(recipe) | dict(card.recipe))
+    return Stacker(states | {"mean": mean, "deviation": deviation}, filled)
 
 
 def save_stacker(stacker: Stacker, path: Path) -> Path:
@@ -189,7 +205,8 @@ def load_stacker(path: Path, *, heads_sha256: str | None = None) -> Stacker:
         if values["format"] != FORMAT or values["features"] != list(FEATURES):
             raise HeadError(f"a stacker of format {FORMAT} and this release's features", str(path), "train it again")
         names = StackerCard.__dataclass_fields__
-        card = StackerCard(**{name: values[name] for name in names} | {"heads": tuple(values["heads"])})
+        lists = {name: tuple(values[name]) for name in ("heads", "targets")}
+        card = StackerCard(**{name: values[name] for name in names} | lists)
         stacker = Stacker(load_file(path), card)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         got = f"{type(error).__name__}: {error}"
@@ -239,10 +256,11 @@ def _run(
 
 
 def _fit(
-    x: Tensor, y: Tensor, base_n: Tensor, fold_n: Tensor, recipe: StackerRecipe, generator: torch.Generator
+    x: Tensor, y: Tensor, base_n: Tensor | None, fold_n: Tensor, recipe: StackerRecipe, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """All members at once; each draws from the rows outside of its fold and keeps its best epoch on the fold."""
     m, width = recipe.members, x.shape[1]
+    base_n = torch.zeros(len(y)) if base_n is None else base_n
     sizes = [(width, recipe.hidden), (recipe.hidden, recipe.hidden), (recipe.hidden, 1)]
     s: dict[str, Tensor] = {}
     for i, (rows, columns) in enumerate(sizes):

@@ -38,7 +38,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_it_learns_what_the_head_misses() -> None:
     heads, features, target, videos = rows()
-    stacker = fit_stacker(["iou_tracked"], heads, features, target, videos, CARD, QUICK)
+    stacker = fit_stacker(["iou_tracked"], heads, features, {"iou_tracked": target}, videos, CARD, QUICK)
     heads, features, target, _ = rows(seed=1)
     got = stacker(torch.from_numpy(heads), torch.from_numpy(features)).numpy()
     assert 0 <= got.min() <= got.max() <= 1
@@ -48,7 +48,7 @@ def test_it_learns_what_the_head_misses() -> None:
 def test_features_of_noise_do_not_harm_the_head() -> None:
     heads, features, target, videos = rows()
     features[:, FEATURES.index("min_temporal_iou")] = np.random.default_rng(5).random(len(target))
-    stacker = fit_stacker(["iou_tracked"], heads, features, target, videos, CARD, QUICK)
+    stacker = fit_stacker(["iou_tracked"], heads, features, {"iou_tracked": target}, videos, CARD, QUICK)
     heads, _, target, _ = rows(seed=1)
     noise = np.random.default_rng(6).random(features.shape)
     got = stacker(torch.from_numpy(heads), torch.from_numpy(noise)).numpy()
@@ -57,7 +57,9 @@ def test_features_of_noise_do_not_harm_the_head() -> None:
 
 def test_the_same_seed_gives_the_same_stacker_and_the_file_gives_it_back(tmp_path: Path) -> None:
     heads, features, target, videos = rows()
-    first, second = (fit_stacker(["iou_tracked"], heads, features, target, videos, CARD, QUICK) for _ in range(2))
+    first, second = (
+        fit_stacker(["iou_tracked"], heads, features, {"iou_tracked": target}, videos, CARD, QUICK) for _ in range(2)
+    )
     x = torch.from_numpy(heads), torch.from_numpy(features)
     assert torch.equal(first(*x), second(*x))
     save_stacker(first, tmp_path / "a.safetensors")
@@ -68,7 +70,7 @@ def test_the_same_seed_gives_the_same_stacker_and_the_file_gives_it_back(tmp_pat
 
 def test_a_stacker_of_other_heads_is_refused(tmp_path: Path) -> None:
     heads, features, target, videos = rows(200)
-    stacker = fit_stacker(["iou_tracked"], heads, features, target, videos, CARD, QUICK)
+    stacker = fit_stacker(["iou_tracked"], heads, features, {"iou_tracked": target}, videos, CARD, QUICK)
     path = save_stacker(stacker, tmp_path / "s.safetensors")
     with pytest.raises(HeadError, match="cccccccccccc"):
         load_stacker(path, heads_sha256="c" * 64)
@@ -87,13 +89,15 @@ def test_rows_that_do_not_fit_are_refused(broken: str) -> None:
     else:
         videos[:] = "v"
     with pytest.raises((HeadError, ShapeError)):
-        fit_stacker(["iou_tracked"], heads, features, target, videos, CARD, QUICK)
+        fit_stacker(["iou_tracked"], heads, features, {"iou_tracked": target}, videos, CARD, QUICK)
 
 
 def test_few_videos_are_enough() -> None:
     heads, features, target, _ = rows(40)
     videos = np.repeat(["a", "b"], 20)
-    stacker = fit_stacker(["iou_tracked"], heads, features, target, videos, CARD, StackerRecipe(max_epochs=2))
+    stacker = fit_stacker(
+        ["iou_tracked"], heads, features, {"iou_tracked": target}, videos, CARD, StackerRecipe(max_epochs=2)
+    )
     assert np.isfinite(stacker(torch.from_numpy(heads), torch.from_numpy(features)).numpy()).all()
 
 
@@ -105,3 +109,18 @@ def test_outputs_of_members_that_saw_a_row_do_not_count() -> None:
     assert np.allclose(values, [[0.1, 0.2], [0.5, 0.1]])
     with pytest.raises(HeadError, match="has not seen"):
         unseen_outputs(["iou_tracked"], outputs[:1], unseen[:1])
+
+
+def test_gaps_come_beside_the_score_and_shifted_back() -> None:
+    heads, features, target, videos = rows()
+    gap = features[:, FEATURES.index("area_share")] / 2  # in [0, .5]
+    targets = {"task_gap": gap + 0.5, "iou_tracked": target}
+    stacker = fit_stacker(["iou_tracked"], heads, features, targets, videos, CARD, QUICK)
+    assert stacker.card.targets == ("iou_tracked", "task_gap")
+    heads, features, target, _ = rows(seed=1)
+    x = torch.from_numpy(heads), torch.from_numpy(features)
+    both = stacker.stacked(*x).numpy()
+    assert np.array_equal(both[0], stacker(*x).numpy())
+    assert pearson(both[0], target) > 0.9
+    assert pearson(both[1], features[:, FEATURES.index("area_share")]) > 0.9
+    assert abs(both[1].mean() - 0.25) < 0.05
