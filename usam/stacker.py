@@ -122,11 +122,13 @@ class Stacker:
         logits_tn = _run(s, x_mni).unflatten(0, (count, -1)).mean(1)
         logits_tn[0] += _logit(x_ni[:, self._base])
         shifts_t = logits_tn.new_tensor([shift_of(name) for name in self.card.targets])
-        return logits_tn.sigmoid() - shifts_t[:, None]
+        scores_tn: Tensor = logits_tn.sigmoid() - shifts_t[:, None]
+        return scores_tn
 
     def __call__(self, heads_nh: Tensor, features_nf: Tensor) -> Tensor:
         """The frame's score, (n,) float32 in [0, 1]: the first target of `stacked`."""
-        return self.stacked(heads_nh, features_nf)[0]
+        score_n: Tensor = self.stacked(heads_nh, features_nf)[0]
+        return score_n
 
 
 def fit_stacker(
