@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import heldout
 
@@ -20,10 +21,12 @@ def test_the_generator_still_draws_the_pixels_of_the_exam() -> None:
 
 
 def test_no_training_seed_is_an_exam_seed() -> None:
-    from pipeline.nano import export, pool, release
+    from pipeline.nano import export, pool
 
     first, count = heldout.EXAM["seeds"]["first"], heldout.EXAM["seeds"]["clips"]
-    others = [pool.TRAINING_FIRST_SEED, export.VALIDATION_FIRST_SEED, release.HEADS_FIRST_SEED]
+    heads = yaml.safe_load((ROOT / "benchmarks" / "usam.yaml").read_text())
+    others = [pool.TRAINING_FIRST_SEED, export.VALIDATION_FIRST_SEED]
+    others += [heads["training"]["first_seed"], heads["polishing"]["first_seed"]]
     assert sorted(others) == others
     assert all(one + 90_000_000 < first for one in others)
     assert count >= 400
