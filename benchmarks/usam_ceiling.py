@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,12 +51,15 @@ def main() -> None:
     table = Table(title=f"{len(judged)} judged rows of {args.exam.name}")
     for heading in ("target", "figure", "shipped", "trees: track", "trees: track + tokens"):
         table.add_column(heading, justify="left" if heading in ("target", "figure") else "right")
-    for head in (TRACKED_HEAD, *GAP_HEADS):
+    own: dict[str, Any] = {}
+    if bank.stacker is not None:
+        features = torch.from_numpy(inputs(exam.shard, judged, False)).float()
+        heads_nh = torch.stack([shipped[name] for name in bank.stacker.card.heads], 1)
+        own = dict(zip(bank.stacker.card.targets, bank.stacker.stacked(heads_nh, features), strict=True))
+    there = [head for head in (TRACKED_HEAD, *GAP_HEADS) if np.isfinite(exam.shard.target(head)[judged]).all()]
+    for head in there:
         truth = exam.shard.target(head)[judged] - shift_of(head)
-        said = shipped[head]
-        if head == TRACKED_HEAD and bank.stacker is not None:
-            features = torch.from_numpy(inputs(exam.shard, judged, False)).float()
-            said = bank.stacker(torch.stack([shipped[name] for name in bank.stacker.card.heads], 1), features)
+        said = own.get(head, shipped[head])
         columns = [said.numpy()]
         for tokens in (False, True):
             trees = HistGradientBoostingRegressor(
@@ -67,9 +71,9 @@ def main() -> None:
         name = {"iou_tracked": "segmentation"}.get(head, head.removesuffix("_gap"))
         if name in exam.applications:
             change = exam.applications[name]
-            own = type(change)(change.base_n[exam.judged_n], change.better_n[exam.judged_n])
+            swap = type(change)(change.base_n[exam.judged_n], change.better_n[exam.judged_n])
             sign = -1 if head == TRACKED_HEAD else 1
-            areas = [RelativeArea(own, sign * column)() for column in columns]
+            areas = [RelativeArea(swap, sign * column)() for column in columns]
             table.add_row(head, f"relative area, {name}", *(f"{area:.3f}" for area in areas))
     Console(width=140).print(table)
 
