@@ -112,7 +112,7 @@ class AutoPromptSettings(_Section):
     max_total: int = Field(default=64, ge=1, le=100_000)
     every_frames: int | None = Field(default=30, ge=1)
     end_after_absent: int = Field(default=15, ge=1)
-    min_score: float = Field(default=0.7, ge=0, le=1, allow_inf_nan=False)
+    min_score: float = Field(default=0.66, ge=0, le=1, allow_inf_nan=False)
     min_stability: float = Field(default=0.6, ge=0, le=1, allow_inf_nan=False)
     max_overlap: float = Field(default=0.7, ge=0, le=1, allow_inf_nan=False)
     min_area_share: float = Field(default=0.004, ge=0, le=1, allow_inf_nan=False)

@@ -64,18 +64,19 @@ def add_stacker(
         step = "harvest with --mode tracked"
         raise HeadError("a harvest of propagated frames with track features", "rows without them", step)
     held_n = heldout_rows(rows, recipe)
-    fold_n = fold_of_rows(rows.video_id_n, ~held_n, max(recipe.members, MIN_MEMBERS), recipe.seed)
-    outputs_mn = bank.members(torch.from_numpy(rows.tokens_n2d))[members].numpy()
-    unseen_mn = np.stack([(fold_n == member) | held_n for member in range(len(members))])
-    heads, heads_nh = unseen_outputs([TRACKED_HEAD] * len(members), outputs_mn, unseen_mn)
-    train_n, target_n = known_n & ~held_n, rows.targets[TRACKED_HEAD]
-    gaps = [name for name in GAP_HEADS if np.isfinite(rows.targets[name][train_n]).all()]
-    targets = {name: rows.targets[name][train_n] for name in (TRACKED_HEAD, *gaps)}
-    card = StackerCard(bank.card.model_name, bank.card.model_sha256, heads_sha256(bank), ())
+    train_n = known_n & ~held_n
     videos = len(np.unique(rows.video_id_n[train_n]))
     if videos < MIN_VIDEOS:
         _LOG.warning("no stacker: %d videos to train on, %d are the least", videos, MIN_VIDEOS)
         return bank
+    fold_n = fold_of_rows(rows.video_id_n, ~held_n, max(recipe.members, MIN_MEMBERS), recipe.seed)
+    outputs_mn = bank.members(torch.from_numpy(rows.tokens_n2d))[members].numpy()
+    unseen_mn = np.stack([(fold_n == member) | held_n for member in range(len(members))])
+    heads, heads_nh = unseen_outputs([TRACKED_HEAD] * len(members), outputs_mn, unseen_mn)
+    target_n = rows.targets[TRACKED_HEAD]
+    gaps = [name for name in GAP_HEADS if np.isfinite(rows.targets[name][train_n]).all()]
+    targets = {name: rows.targets[name][train_n] for name in (TRACKED_HEAD, *gaps)}
+    card = StackerCard(bank.card.model_name, bank.card.model_sha256, heads_sha256(bank), ())
     inputs = (heads_nh[train_n], features_nf[train_n], targets, rows.video_id_n[train_n])
     stacker = fit_stacker(heads, *inputs, card, stacker_recipe)
     judged_n = known_n & held_n & rows.judged_n

@@ -113,7 +113,7 @@ def test_kept_tokens_make_the_heads_say_what_the_labels_say(
 ) -> None:
     shard, offset = reviewed(truth, labels, nano, tmp_path)
     assert nano.bank is not None
-    says = nano.bank.stacked(torch.from_numpy(shard.pairs(offset=offset)))[0].numpy()
+    says = nano.bank(torch.from_numpy(shard.pairs(offset=offset)))["iou_tracked"].numpy()
     facts = pd.read_parquet(labels / "masks").set_index(["video_id", "frame_index", "object_id"])
     np.testing.assert_allclose(says, facts.loc[key(shard), "iou_tracked"], atol=2e-3)
 
@@ -128,7 +128,7 @@ def test_tokens_kept_for_published_heads_are_taken_as_such(
     labels = label(drop, tmp_path / "labels", replace(nano, bank=bank), name)
     shard, offset = reviewed(truth, labels, nano, tmp_path)  # the bank has been replaced since
     assert offset == 0
-    says = bank.stacked(torch.from_numpy(shard.pairs(offset=0)))[0].numpy()
+    says = bank(torch.from_numpy(shard.pairs(offset=0)))["iou_tracked"].numpy()
     facts = pd.read_parquet(labels / "masks").set_index(["video_id", "frame_index", "object_id"])
     np.testing.assert_allclose(says, facts.loc[key(shard), "iou_tracked"], atol=2e-3)
 
