@@ -112,7 +112,7 @@ def test_heads_are_found_by_the_checksum_of_the_weights(nano_state: dict[str, to
     cache = tmp_path / "cache"
     card = HeadCard(model_name=SMALL, model_sha256=sha256, mask_token_offset=1, recipe={}, heldout={})
     torch.manual_seed(0)
-    layers = {"layers.0": (8, 8), "layers.1": (8, 8), "layers.2": (1, 8)}
+    layers = {"layers.0": (256, 256), "layers.1": (256, 256), "layers.2": (1, 256)}
     state = {f"{name}.weight": torch.randn(shape) for name, shape in layers.items()}
     state |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in layers.items()}
     bank = HeadBank(["iou_tracked"], [state], card)
