@@ -188,6 +188,7 @@ def save_stacker(stacker: Stacker, path: Path) -> Path:
     card.unlink(missing_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({k: v.cpu().contiguous() for k, v in sorted(stacker.states().items())}, part, {"format": FORMAT})
+    part.chmod(0o644)  # safetensors writes for its owner alone
     part.replace(path)
     part = card.with_name(card.name + ".part")
     values = {"format": FORMAT, "features": list(FEATURES), **asdict(stacker.card)}

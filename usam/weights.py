@@ -45,6 +45,7 @@ def save_bank(bank: HeadBank, path: Path) -> Path:
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"format": FORMAT})  # two keys would be written in random order
     facts = {"format": FORMAT, "width": bank.width, "names": list(bank.names), "weights_sha256": _sha256(part)}
+    part.chmod(0o644)  # safetensors writes for its owner alone
     part.replace(path)
     part = card_path.with_name(card_path.name + ".part")
     part.write_text(json.dumps(facts | asdict(bank.card), indent=1, sort_keys=True) + "\n")
