@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.propagate import FrameResult, Session
 from usam.datasets.samples import DataSet, Frame, Video
 from usam.entropy import mask_weighted_entropy, probabilities, score_weights
 from usam.features import FEATURES, TrackFeatures
+from usam.harvest_frames import Progress
 from usam.image import upsampled_iou, upsampled_mask
 from usam.perturb import PERTURBATIONS, perturb
 from usam.prompts import dense_points
@@ -63,7 +65,7 @@ def harvest_tracked(
     *,
     deployed: str,
     protocol: Protocol | None = None,
-    progress: Callable[[str, int], None] = lambda video, rows: None,
+    progress: Progress = lambda name, done, total: None,
 ) -> Shard:
     """Propagate every video's objects from one centre click and keep a row per object and frame.
 
@@ -75,17 +77,18 @@ def harvest_tracked(
         path: the shard; a harvest that was interrupted goes on.
         deployed: whose masks are judged.
         protocol: see there.
-        progress: told each video and its rows.
+        progress: told each video as it starts, how many are done, and how many there are.
     Returns: the shard, kind "tracked".
     Raises:  DatasetError for a data set's own faults; HeadError for a shard of another plan, or no row.
     """
     protocol = protocol or Protocol()
     writer = ShardWriter(path, tracked_plan(dataset, models, deployed, protocol))
-    for video in dataset.videos():
+    total = len(dataset.video_ids)
+    for done, video in enumerate(dataset.videos()):
         if not writer.done(video.video_id):
-            columns, tokens = harvest_video(video, models, deployed, protocol)
-            writer.add(video.video_id, columns, tokens)
-            progress(video.video_id, len(tokens))
+            progress(video.video_id, done, total)
+            writer.add(video.video_id, *harvest_video(video, models, deployed, protocol))
+    progress("writing", total, total)
     return writer.finish(dataset.video_ids)
 
 
@@ -93,7 +96,8 @@ def tracked_plan(dataset: DataSet, models: Mapping[str, LoadedModel], deployed: 
     """The plan of a tracked harvest; workers that share its videos write under the same one."""
     known = {size: {"name": model.name, "sha256": model.sha256} for size, model in models.items()}
     values = {name: getattr(protocol, name) for name in Protocol.__dataclass_fields__}
-    values |= {"prompt": "centre", "selection": vars(dataset.selection), "videos": len(dataset.video_ids)}
+    videos = sha256("\n".join(dataset.video_ids).encode(errors="surrogatepass")).hexdigest()
+    values |= {"prompt": "centre", "selection": vars(dataset.selection), "videos": videos}
     return Plan("tracked", known, deployed, dataset.name, dataset.split, values)
 
 

@@ -166,7 +166,7 @@ def _harvest_dataset(opened: DataSet, loaded: LoadedModel, folder: Path, progres
         folder,
         deployed=size,
         protocol=Protocol(entropies=()),
-        progress=lambda name, rows: progress("propagating", name, opened.video_ids.index(name) + 1, len(opened)),
+        progress=partial(progress, "propagating"),
     )
     if shard.column("prompted").all():
         got = f"none in {opened.name} {opened.split}, which has truth for the first frame alone"

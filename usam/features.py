@@ -112,11 +112,14 @@ class TrackFeatures:
         masks_nm = (logits_nhw > 0).flatten(1)
         looks = []
         for n, (row, _) in enumerate(there):
-            token = None if row.tokens_2d is None else row.tokens_2d[row.tokens_2d.shape[0] // 2 :].float()
+            own = None if row.tokens_2d is None else row.tokens_2d[row.tokens_2d.shape[0] // 2 :].float()
             before = None if row.prompted else self._looks.get(row.object_id)
-            look = _Look(masks_nm[n], token, token if before is None else before.prompt_token_d)
+            if before is not None and before.mask_m.device != masks_nm.device:  # from a checkpoint
+                token, prompt = (None if part is None else part.to(masks_nm.device) for part in before[1:])
+                before = _Look(before.mask_m.to(masks_nm.device), token, prompt)
+            look = _Look(masks_nm[n], own, own if before is None else before.prompt_token_d)
             if look.prompt_token_d is None:  # a given mask has no token: the first tracked one stands for it
-                look = look._replace(prompt_token_d=token)
+                look = look._replace(prompt_token_d=own)
             looks.append((look, look if before is None else before))
         previous_nm = torch.stack([before.mask_m for _, before in looks])
         area_n, previous_n = masks_nm.sum(1).float(), previous_nm.sum(1).float()

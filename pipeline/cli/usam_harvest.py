@@ -81,18 +81,9 @@ def harvest(
                 opened, models, out, deployed=deployed, entropies=kinds, select=picked, seed=seed or 0, progress=count
             )
         else:
-            from pipeline.harvest_tracked import harvest_tracked, tracked_plan
-            from usam.shard import ShardWriter
+            from pipeline.harvest_tracked import harvest_tracked
 
-            writer = ShardWriter(out, tracked_plan(opened, models, deployed, protocol))
-            left = [video_id for video_id in opened.video_ids if not writer.done(video_id)]
-            total = len(opened)
-            if left:
-                count(left[0], total - len(left), total)
-            shard = harvest_tracked(
-                opened, models, out, deployed=deployed, protocol=protocol,
-                progress=lambda name, _: count(name, total - len(left) + left.index(name) + 1, total),
-            )  # fmt: skip
+            shard = harvest_tracked(opened, models, out, deployed=deployed, protocol=protocol, progress=count)
     _tell(shard)
 
 
