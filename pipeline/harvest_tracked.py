@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.errors import HeadError
 from pipeline.models import LoadedModel
@@ -26,6 +25,7 @@ from usam.harvest_frames import Progress
 from usam.image import upsampled_iou, upsampled_mask
 from usam.perturb import PERTURBATIONS, perturb
 from usam.prompts import dense_points
+from usam.scorers import resampled
 from usam.shard import ENTROPIES, Plan, Shard, ShardWriter
 
 # Object ids within a session: target * _RUNS + run. Run 0 is the centre click, 1 the dense prompt, 2.. further clicks.
@@ -307,10 +307,7 @@ def _bits(map_hw: Tensor) -> float:
 def _on_grid(result: FrameResult, size: int) -> Tensor:
     """A mask as probabilities on the deployed model's grid."""
     assert result.logits_hw is not None
-    prob_hw = probabilities(result.logits_hw)
-    if prob_hw.shape[-1] == size:
-        return prob_hw
-    return functional.interpolate(prob_hw[None, None], size=(size, size), mode="bilinear", align_corners=False)[0, 0]
+    return resampled(probabilities(result.logits_hw)[None], size)[0]
 
 
 def _tokens(row: FrameResult) -> Tensor:

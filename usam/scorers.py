@@ -130,7 +130,7 @@ def entropies_by_model(
                 key = kind, whose, size
                 if key not in maps:
                     maps[key] = map_khw.new_zeros(len(points_k82), size, size)
-                maps[key][rows] += _resampled(map_khw, size).to(maps[key].device)
+                maps[key][rows] += resampled(map_khw, size).to(maps[key].device)
 
     for perturbation in PERTURBATIONS:
         plain = perturbation == "identity"
@@ -182,7 +182,8 @@ def _chosen(call: DecoderCall, prob_kx3hw: Tensor, truth_khw: NDArray[np.bool_] 
     return prob_kx3hw.take_along_dim(index_kx[..., None, None, None], 2)[:, :, 0]
 
 
-def _resampled(map_khw: Tensor, size: int) -> Tensor:
+def resampled(map_khw: Tensor, size: int) -> Tensor:
+    """Square maps (k, h, w) float on another grid, (k, size, size), bilinear; untouched if they have the size."""
     if map_khw.shape[-1] == size:
         return map_khw
     return functional.interpolate(map_khw[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]

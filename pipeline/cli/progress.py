@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -58,7 +58,24 @@ def _so_far(done: int, total: int, work: int, seconds: float, unit: str) -> str:
     return f"{f'{done}/{total}' if total else done}, {rate:.1f} {unit}/s{eta}"
 
 
-class Counter:
+class _Drawn:
+    """Bars that are there while a context is open."""
+
+    _bars: Bars | None
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+class Counter(_Drawn):
     """Shows how many of a known number of things are done; a context manager, called with each step.
 
     >>> with Counter(console, "harvesting", "videos") as count:
@@ -78,17 +95,6 @@ class Counter:
         self._first: int | None = None
         self._start = self._last_line = 0.0
 
-    def __enter__(self) -> Counter:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
     def __call__(self, name: str, done: int, total: int) -> None:
         """`done` of `total` are done, and now it is about `name`."""
         now = time.monotonic()
@@ -105,7 +111,7 @@ class Counter:
             self._console.print(escape(f"{self._what} {name}, {far}"))
 
 
-class Board:
+class Board(_Drawn):
     """Shows the progress of several videos, one after another; a context manager.
 
     Args:
@@ -118,17 +124,6 @@ class Board:
         self._bars = _bars(console, "frames")
         self._task: TaskID | None = None
         self._stage, self._stage_start, self._last_line = "", 0.0, 0.0
-
-    def __enter__(self) -> Board:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def start(self, name: str) -> None:
         """A next video begins."""
