@@ -159,7 +159,6 @@ def _harvest_dataset(opened: DataSet, loaded: LoadedModel, folder: Path, progres
     size = model_size(loaded.name)
     if opened.name in _SINGLE_IMAGES:
         return harvest_frames(opened, {size: loaded}, folder, deployed=size, progress=partial(progress, "reading"))
-    progress("propagating", opened.video_ids[0], 0, len(opened))
     shard = harvest_tracked(
         opened,
         {size: loaded},
