@@ -9,6 +9,7 @@ from usam.errors import HeadError, MasksieveError, ShapeError
 
 __all__ = [
     "DiskSpaceError",
+    "ForgottenError",
     "HeadError",
     "MasksieveError",
     "ModelError",
@@ -17,6 +18,7 @@ __all__ = [
     "SettingsError",
     "ShapeError",
     "StorageError",
+    "UnavailableError",
     "VideoError",
 ]
 
@@ -54,6 +56,10 @@ def _video_error(
     return VideoError(expected, got, next_step, path=path, frame=frame, frames=frames)
 
 
+class ForgottenError(VideoError):
+    """A video that was removed on request (`masksieve forget`) and may not come back."""
+
+
 class PromptError(MasksieveError):
     """Prompts that are missing, malformed, or do not fit their video."""
 
@@ -68,6 +74,10 @@ class SettingsError(MasksieveError):
 
 class StorageError(MasksieveError):
     """An object store that cannot be reached, read or written."""
+
+
+class UnavailableError(StorageError):
+    """A store that did not answer, or answered with passing errors, for as long as was worth waiting."""
 
 
 class DiskSpaceError(StorageError):

@@ -7,7 +7,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ from pipeline import shots, temporal
 from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.discover import automatic_prompts
 from pipeline.encode import RowContext
-from pipeline.errors import MasksieveError, StorageError
+from pipeline.errors import ForgottenError, MasksieveError, StorageError
 from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, cache_root, load_model
@@ -29,7 +29,7 @@ from pipeline.report import VideoReport, report_of
 from pipeline.review_images import write_review_images
 from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
-from pipeline.source import LocalVideo, find_prompts, local_video
+from pipeline.source import LocalVideo, find_prompts, local_video, source_exists
 from pipeline.stages import Job, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
@@ -70,6 +70,9 @@ def label_video(
     model: LoadedModel | None = None,
     progress: Callable[[Progress], None] | None = None,
     source: AbstractContextManager[LocalVideo] | None = None,
+    slot: Callable[[], AbstractContextManager[object]] = nullcontext,
+    attempt: int = 1,
+    keep_first: bool = False,
 ) -> VideoReport:
     """Label one video: probe and decode, propagate, score, write, commit, route.
 
@@ -85,6 +88,10 @@ def label_video(
         progress: called from the calling thread, about once a frame.
         source: the video on local disk (`Prefetch.video`), entered once the prompts and the output were looked at;
             brought here if None.
+        slot: entered around the stages that use the device, for jobs that share one.
+        attempt: which attempt at this work it is, for the commit.
+        keep_first: the same bytes with other prompts under another name, which still exists, are left as they are
+            (status duplicate); otherwise the last name's prompts count.
     Returns: counts and where to look.
     Raises:  MasksieveError: VideoError, PromptError, ModelError, HeadError, PropagationError, StorageError.
     """
@@ -106,7 +113,10 @@ def label_video(
     ledger = Ledger(store)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder(settings)))
+        report(Progress("download", 0, 0))
         local = stack.enter_context(source or local_video(video, settings.storage, scratch))
+        ledger.refuse_forgotten(local.video_id)
+        report(Progress("probe", 0, 0))
         info = probe_video(local.path, settings.decode)
         found.validate(info)
         sample = Sample.of(info, settings.decode, found)
@@ -122,6 +132,12 @@ def label_video(
         key = work_key(local.video_id, found.sha256, loaded.sha256, heads_sha256, config)
         commit = ledger.newest(local.video_id)
         fresh = commit is None or commit.work_key != key
+        twin = keep_first and fresh and commit is not None and commit.video_uri != local.uri
+        if twin and commit is not None and source_exists(commit.video_uri, settings.storage):
+            fresh = False
+            log.info("%s has the bytes of %s, whose labels stay", local.uri, commit.video_uri)
+        else:
+            twin = False
         metadata = facts_metadata(info, loaded, heads_sha256, config)
         checkpoints, made_by = _checkpoints(local, loaded, settings, metadata)
         if commit is None or fresh:
@@ -133,28 +149,31 @@ def label_video(
             if checkpoint is not None:
                 stack.callback(checkpoint.release)
             job = _job(local, info, sample, found, loaded, bank, settings, scratch)
+            report(Progress("device", 0, len(sample)))  # perhaps waits for it
             files = _make_facts(
-                job, store, metadata, checkpoint,
+                job, slot, store, metadata, checkpoint,
                 drop=drop or default_drop(video), attempt_id=f"{parent + 1:06d}-{run_id[:12]}", report=report,
             )  # fmt: skip
+            report(Progress("commit", len(sample), len(sample)))
             try:
                 commit = ledger.commit(
                     local.video_id, parent=parent, work_key=key, video_uri=local.uri,
-                    drop=drop or default_drop(video), files=files, run_id=run_id, attempt=1, started_at=started_at,
+                    drop=drop or default_drop(video), files=files, run_id=run_id, attempt=attempt,
+                    started_at=started_at,
                 )  # fmt: skip
-            except CommitConflict:
+            except (CommitConflict, ForgottenError):
                 _discard(store, files)
                 raise
             if commit.run_id != run_id:  # a rival committed the very same work first
                 _discard(store, files)
             if checkpoint is not None:
                 checkpoint.discard()
-        else:
+        elif not twin:
             discard_checkpoint(checkpoints, key, made_by)
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
         return report_of(
-            video, commit, derived, len(sample), found, bank, settings, fresh, propagated, info.damage,
-            time.monotonic() - started,
+            video, commit, derived, len(sample), found, bank, settings, "duplicate" if twin else fresh, propagated,
+            info.damage, time.monotonic() - started,
         )  # fmt: skip
 
 
@@ -244,6 +263,7 @@ def _job(
 
 def _make_facts(
     job: Job,
+    slot: Callable[[], AbstractContextManager[object]],
     store: ObjectStore,
     metadata: dict[str, Any],
     checkpoint: JobCheckpoint | None,
@@ -257,7 +277,7 @@ def _make_facts(
     rows = frames * (len(job.prompts.objects) or OBJECTS_IF_UNKNOWN)
     for folder in {job.scratch, job.scratch if checkpoint is None else checkpoint.folder}:
         require_room(folder, rows * SCRATCH_BYTES_PER_ROW, f"{rows} rows")
-    with torch_threads(job.settings, job.loaded):
+    with slot(), torch_threads(job.settings, job.loaded):
         spools = run_stages(job, lambda stage, done, total: report(Progress(stage, done, total)), checkpoint)
     files: list[FileRecord] = []
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import StorageError
+from pipeline.errors import ForgottenError, StorageError
 from pipeline.records import SCHEMA_VERSION
 from pipeline.storage.manifest import FileRecord, checked_video_id
 from pipeline.storage.objects import ObjectStore
@@ -91,6 +91,11 @@ def commit_key(video_id: str, generation: int) -> str:
     return f"commits/{checked_video_id(video_id)}/{generation:06d}.json"
 
 
+def forgotten_key(video_id: str) -> str:
+    """Where it is written that a video was removed on request and may not come back."""
+    return f"forgotten/{checked_video_id(video_id)}.json"
+
+
 class Ledger:
     """Reads and writes the commits of one store.
 
@@ -129,6 +134,12 @@ class Ledger:
         """The number of the highest generation, 0 if there is none."""
         return max(self.generations(video_id), default=0)
 
+    def refuse_forgotten(self, video_id: str) -> None:
+        """Raises ForgottenError if the video was removed on request."""
+        if self.store.exists(forgotten_key(video_id)):
+            got = f"{video_id[:12]}, which was forgotten on request"
+            raise ForgottenError("a video that may be labelled", got, "remove it from the drop")
+
     def commit(
         self,
         video_id: str,
@@ -147,8 +158,9 @@ class Ledger:
         Args:    parent: the newest generation when the work began (0: none); work begun on an older one is refused.
                  files: records of what was written; `masks` among them.
         Returns: the commit; the one that is there, if a rival committed the very same work.
-        Raises:  CommitConflict if the generation is taken by other work.
+        Raises:  CommitConflict if the generation is taken by other work; ForgottenError.
         """
+        self.refuse_forgotten(video_id)
         before = self.read(video_id, parent) if parent else None
         commit = Commit(
             video_id=video_id,

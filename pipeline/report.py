@@ -12,6 +12,8 @@ from pipeline.score import score_head
 from pipeline.settings import Settings
 from usam.heads import HeadBank
 
+Status = Literal["labelled", "re-decided", "unchanged", "duplicate", "failed"]
+
 
 @dataclass(frozen=True)
 class VideoReport:
@@ -19,7 +21,8 @@ class VideoReport:
 
     Args:
         status: labelled; re-decided (the facts were there, labels and review list were made anew, as by another
-            policy); unchanged (this very work was done before); failed (the caller caught an error).
+            policy); unchanged (this very work was done before); duplicate (another name of these bytes was labelled
+            with other prompts, which count); failed (the caller caught an error).
         frames: labelled frames: all of the video, or those that the sampling settings ask for.
         rows: frames x objects; accepted + review + hold = rows.
         absent, untracked: rows by visibility.
@@ -31,7 +34,7 @@ class VideoReport:
 
     video: str
     video_id: str
-    status: Literal["labelled", "re-decided", "unchanged", "failed"]
+    status: Status
     frames: int
     objects: int
     rows: int
@@ -59,7 +62,7 @@ def report_of(
     prompts: PromptSet,
     bank: HeadBank | None,
     settings: Settings,
-    fresh: bool,
+    fresh: bool | Literal["duplicate"],
     propagated: int,
     damage: str | None,
     wall_seconds: float,
@@ -67,13 +70,16 @@ def report_of(
     """Count what was derived from a commit.
 
     Args:
-        fresh: whether this run made the commit.
+        fresh: whether this run made the commit, or that the commit is of another name of the same bytes.
         propagated: frames that this run propagated; fewer than all where it went on from a checkpoint.
     """
+    status: Status = "re-decided" if derived.status == "written" else "unchanged"
+    if fresh:
+        status = "duplicate" if fresh == "duplicate" else "labelled"
     return VideoReport(
         video=video,
         video_id=commit.video_id,
-        status="labelled" if fresh else "re-decided" if derived.status == "written" else "unchanged",
+        status=status,
         frames=num_frames,
         objects=len(prompts.objects) or derived.counts.get("objects", 0),
         rows=derived.counts["rows"],

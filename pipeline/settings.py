@@ -43,12 +43,14 @@ def _expand(value: object) -> object:
 class ModelSettings(_Section):
     """Which model runs, and where.
 
-    `device` auto takes CUDA when there is one. `threads` is torch's count (None: see `pipeline.label.torch_threads`).
-    `cache_dir` None means $MASKSIEVE_CACHE, else ~/.cache/masksieve.
+    `device` auto takes CUDA when there is one; `slots` unattended jobs use it at a time on one machine. `threads` is
+    torch's count (None: see `pipeline.label.torch_threads`). `cache_dir` None means $MASKSIEVE_CACHE, else
+    ~/.cache/masksieve.
     """
 
     name: str = "sam2_nano"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    slots: int = Field(default=1, ge=1, le=64)
     threads: int | None = Field(default=None, ge=1, le=512)
     precision: Literal["float32", "bfloat16"] = "float32"
     cache_dir: Path | None = None
@@ -172,6 +174,25 @@ class OutputSettings(_Section):
     _expand_scratch = field_validator("scratch_dir", mode="before")(_expand)
 
 
+class DropSettings(_Section):
+    """How new drops are worked off unattended (`pipeline.plan`, `pipeline.work`).
+
+    A video counts once nothing was written to it for `settle_seconds`, or, with a `done_marker`, once `VIDEO` + marker
+    lies beside it. A flow run takes `batch_videos`; at most `max_batches` are under way at once. An attempt that gave
+    no sign for `lease_seconds` is lost. `max_attempts` failed or lost ones put a video into quarantine; between two of
+    them in one run lie `retry_seconds`, doubled each time and jittered. `video_seconds` is the time limit of a video.
+    """
+
+    settle_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    done_marker: str | None = Field(default=None, min_length=1, pattern=r"^[^/\\\s]+$")
+    batch_videos: int = Field(default=16, ge=1, le=1000)
+    max_batches: int = Field(default=64, ge=1, le=10_000)
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    retry_seconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
+    lease_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    video_seconds: float | None = Field(default=14_400.0, gt=0, allow_inf_nan=False)
+
+
 class StorageSettings(_Section):
     """How an S3 store is reached; keys left out come from the usual AWS_* variables and files."""
 
@@ -194,6 +215,7 @@ class Settings(_Section):
     propagate: PropagateSettings = PropagateSettings()
     score: ScoreSettings = ScoreSettings()
     output: OutputSettings = OutputSettings()
+    drops: DropSettings = DropSettings()
     storage: StorageSettings = StorageSettings()
     policy: Policy = Field(default_factory=Policy)
 

@@ -81,6 +81,16 @@ def local_video(
     yield LocalVideo(path, video_sha256(path), str(path.resolve()))
 
 
+def source_exists(video: str, storage: StorageSettings) -> bool:
+    """Whether a video still lies where it was. Raises StorageError if its store cannot say."""
+    if "://" not in video:
+        return Path(video).is_file()
+    from pipeline.storage.objects import ObjectStore
+
+    folder, name = split_url(video)
+    return ObjectStore(folder, storage).exists(name)
+
+
 def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: StorageSettings) -> PromptSet:
     """The prompts that were given.
 

@@ -15,7 +15,7 @@ from pipeline.cli.console import plain_table
 if TYPE_CHECKING:
     from pipeline.report import VideoReport
 
-STATUSES = ("labelled", "re-decided", "unchanged", "failed")
+STATUSES = ("labelled", "re-decided", "unchanged", "duplicate", "failed")
 _SUMMED = ("frames", "rows", "accepted", "review", "hold", "absent", "untracked")
 
 
@@ -24,7 +24,7 @@ def totals(reports: Sequence[VideoReport]) -> dict[str, Any]:
 
     Returns: frames, rows, masks, accepted, review, hold, absent, untracked (counts); accepted_share, review_share,
              absent_share (of the rows, in 0..1, None without rows); wall_seconds; frames_per_second; how many videos
-             were labelled, re-decided, unchanged and failed.
+             were labelled, re-decided, unchanged, duplicate and failed.
     """
     sums: dict[str, Any] = {name: sum(int(getattr(report, name) or 0) for report in reports) for name in _SUMMED}
     sums["masks"] = sums["rows"] - sums["absent"] - sums["untracked"]
@@ -65,7 +65,7 @@ def summary_table(reports: Sequence[VideoReport]) -> Table:
         if report.status == "failed":
             table.add_row(name, *[""] * 7, "[bold red]failed[/]")
             continue
-        style = "dim" if report.status == "unchanged" else "green"
+        style = "dim" if report.status in ("unchanged", "duplicate") else "green"
         table.add_row(name, *_figures(totals([report])), f"[{style}]{report.status}[/]")
     if len(reports) > 1:
         table.add_section()

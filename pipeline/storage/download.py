@@ -39,6 +39,22 @@ class ObjectFacts:
     sha256: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing.
+
+    Args:
+        key: relative to the store's root.
+        tag: names this version of the bytes: an ETag, or inode and times of a file.
+        modified: Unix time in s of the last change that anyone could make, as far as the store knows.
+    """
+
+    key: str
+    size_bytes: int
+    tag: str | None
+    modified: float
+
+
 class BrokenConnection(Exception):
     """The bytes stopped before their end; reading on from there may help."""
 

@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
 from pipeline.errors import DiskSpaceError, StorageError
-from pipeline.storage.download import CHUNK_BYTES, ObjectFacts
+from pipeline.storage.download import CHUNK_BYTES, Entry, ObjectFacts
 
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -76,7 +77,7 @@ class LocalBackend:
             stat = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
+        return _tag(stat)
 
     def open(self, key: str) -> BinaryIO:
         """Open for reading."""
@@ -101,6 +102,18 @@ class LocalBackend:
             for path in folder.rglob("*")
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Files below a folder prefix. Their time is the later of content's and inode's: copying can't set it back."""
+        for folder, below, files in os.walk(self.root / prefix):
+            below[:] = [name for name in below if not name.startswith(".")]
+            for name in files:
+                path = os.path.join(folder, name)
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    stat = os.stat(path)
+                    if not name.startswith(".") and S_ISREG(stat.st_mode):
+                        modified = max(stat.st_mtime, stat.st_ctime)
+                        yield Entry(os.path.relpath(path, self.root), stat.st_size, _tag(stat), modified)
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -133,6 +146,11 @@ class LocalBackend:
             yield staged, target
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _tag(stat: os.stat_result) -> str:
+    """Names the version of a file."""
+    return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
 
 
 def _create(path: Path) -> BinaryIO:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pipeline.errors import MasksieveError, StorageError
 from pipeline.scratch import RESERVE_BYTES
-from pipeline.storage.download import ObjectFacts, download
+from pipeline.storage.download import Entry, ObjectFacts, download
 from pipeline.storage.local import LocalBackend
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Backend(Protocol):
     def facts(self, key: str) -> ObjectFacts: ...
     def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]: ...
     def list(self, prefix: str) -> list[str]: ...
+    def entries(self, prefix: str) -> Iterator[Entry]: ...
     def delete(self, key: str) -> None: ...
     def error(self, error: Exception, doing: str, uri: str) -> StorageError: ...
 
@@ -138,6 +139,13 @@ class ObjectStore:
             raise StorageError("a folder prefix that ends in /", repr(prefix), f"ask for {prefix + '/'!r}")
         with self._typed("list", prefix):
             return sorted(self._backend.list(_checked(prefix) if prefix else ""))
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """The objects below a folder prefix with size, version and time, in no order, as one listing gives them."""
+        if prefix and not prefix.endswith("/"):
+            raise StorageError("a folder prefix that ends in /", repr(prefix), f"ask for {prefix + '/'!r}")
+        with self._typed("list", prefix):
+            yield from self._backend.entries(_checked(prefix) if prefix else "")
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""

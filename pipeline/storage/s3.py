@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipeline.errors import DiskSpaceError, StorageError
-from pipeline.storage.download import CHUNK_BYTES, BrokenConnection, Misread, ObjectFacts, stopped
+from pipeline.storage.download import CHUNK_BYTES, BrokenConnection, Entry, Misread, ObjectFacts, stopped
 
 if TYPE_CHECKING:
     from pipeline.settings import StorageSettings
@@ -164,6 +164,21 @@ class S3Backend:
         root = self._path("")
         found = self.fs.find(self._path(prefix))
         return [path[len(root) :] for path in found if path.startswith(root) and not path.endswith("/")]
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Objects below a folder prefix, a page of the listing at a time."""
+        root = self._key("")
+        more: dict[str, str] = {}
+        while True:
+            page = self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self._key(prefix), **more)
+            for found in page.get("Contents", []):
+                key = found["Key"]
+                if key.startswith(root) and not key.endswith("/"):
+                    modified = found["LastModified"].timestamp()
+                    yield Entry(key[len(root) :], int(found["Size"]), found.get("ETag"), modified)
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
