@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes.
+JOBS ?= auto
 
 # torch is held to one version everywhere: in the install, and where pip builds sam2 (which asks for torch to do so).
 # Older pips read PIP_CONSTRAINT for both, newer ones want PIP_BUILD_CONSTRAINT for builds.
@@ -21,7 +23,7 @@ demo: $(VENV)/.ready
 	$(BIN)/masksieve demo $(ARGS)
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -100,6 +100,13 @@ def reading_bank() -> Callable[..., HeadBank]:
     return make
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server, or the fixtures of a file, stay in one process when several run them."""
+    for item in items:
+        shared = "prefect" if "prefect_server" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 def _not_on_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn a skip into a failure on CI, unless it is for want of a GPU or of the real clips."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
