@@ -111,20 +111,15 @@ class WorkLog:
 
     def __init__(self, store: ObjectStore, settings: DropSettings) -> None:
         self.store, self.settings = store, settings
+        self._ahead_seconds: float | None = None
 
-    def standings(self, drop: str | None = None, *, now: float | None = None) -> dict[str, Standing]:
-        """Every piece of work on record by its plan key, from one listing.
-
-        Args:
-            drop: only this one.
-            now: Unix time in s against which leases are held; the clock's if None.
-        """
-        prefix = "work/" if drop is None else f"work/{partition(drop)}/"
-        return self._read(self.store.entries(prefix), time.time() if now is None else now)
+    def standings(self, drop: str | None = None) -> dict[str, Standing]:
+        """Every piece of work on record by its plan key, or of one drop, from one listing."""
+        return self._read(self.store.entries("work/" if drop is None else f"work/{partition(drop)}/"))
 
     def standing(self, item: Item) -> Standing:
         """Of one piece of work; an empty one if nobody began it."""
-        found = self._read(self.store.entries(self._folder(item.drop, item.plan_key)), time.time())
+        found = self._read(self.store.entries(self._folder(item.drop, item.plan_key)))
         return found.get(item.plan_key, Standing(item.drop))
 
     def begin(self, item: Item, run_id: str) -> Attempt | None:
@@ -196,7 +191,19 @@ class WorkLog:
             return None
         return body if isinstance(body, dict) else None
 
-    def _read(self, entries: Iterator[Entry], now: float) -> dict[str, Standing]:
+    def _now(self) -> float:
+        """The time by the store's clock: leases are held against times that it wrote, and this machine's may differ."""
+        if self._ahead_seconds is None:
+            folder = f"probes/{uuid.uuid4().hex}/"
+            self.store.put_atomic(f"{folder}clock", b"")
+            modified = next((entry.modified for entry in self.store.entries(folder)), time.time())
+            self._ahead_seconds = modified - time.time()
+            self.store.delete(f"{folder}clock")
+            if abs(self._ahead_seconds) > self.settings.lease_seconds / 2:
+                log.warning("the clock of %s is %.0f s ahead of this machine's", self.store.url, self._ahead_seconds)
+        return time.time() + self._ahead_seconds
+
+    def _read(self, entries: Iterator[Entry]) -> dict[str, Standing]:
         found: dict[str, Standing] = {}
         for entry in entries:
             match = _KEY.fullmatch(entry.key)
@@ -209,7 +216,7 @@ class WorkLog:
                 standing.quarantined = True
             elif match["state"] != "running":
                 standing.states[match["attempt"]] = match["state"]  # type: ignore[assignment]
-            elif now - entry.modified > self.settings.lease_seconds:
+            elif self._now() - entry.modified > self.settings.lease_seconds:
                 standing.lapsed.append(match["attempt"])
             else:
                 standing.live[match["attempt"]] = entry.modified

@@ -212,6 +212,23 @@ def test_a_plan_key_changes_with_whatever_a_listing_shows(
     assert plan_key("v", entry, None, None, digest + "x") != plan_key("v", entry, None, None, digest)
 
 
+@pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
+def test_leases_go_by_the_stores_clock(work: WorkLog, monkeypatch: pytest.MonkeyPatch, wrong_by: float) -> None:
+    """A machine whose clock is an hour off neither robs the others of their work nor waits an hour for the dead."""
+    attempt = work.begin(ITEM, "run")
+    assert attempt is not None
+    real = time.time
+    with attempt:
+        monkeypatch.setattr("pipeline.work.time.time", lambda: real() + wrong_by)
+        other = WorkLog(work.store, work.settings)
+        assert list(other.standing(ITEM).live) == [attempt.id]
+        attempt._end_beats()
+        time.sleep(0.8)
+        assert other.standing(ITEM).lapsed == [attempt.id]
+        attempt.done(report())
+    assert not work.store.list("probes/")
+
+
 def test_drops_with_odd_names_keep_their_records_apart(work: WorkLog) -> None:
     for name in ("a/b", "a b", "ä", "a%2Fb"):
         work.put(work.done_key(Item("v", None, name, "2" * 64), VIDEO_ID), {})
