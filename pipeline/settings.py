@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,6 +203,12 @@ class StorageSettings(_Section):
     session_token: SecretStr | None = None
 
 
+_OPEN_STORAGE = frozenset(
+    f"storage.{name}" for name, field in StorageSettings.model_fields.items() if field.annotation == str | None
+)
+"""Those of its settings that anyone may read."""
+
+
 class Settings(_Section):
     """All settings of a run.
 
@@ -240,6 +246,29 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     if overrides:
         _merge(merged, _nested(overrides))
     return _check(merged, "the settings given" if overrides else str(path or default))
+
+
+def refuse_secrets(overrides: Mapping[str, Any] | None) -> None:
+    """Let no key of a store into the parameters of a flow run, which a server keeps and shows.
+
+    Args:   overrides: as `load_settings` takes them, nested or dotted.
+    Raises: SettingsError that names the setting, never its value.
+    """
+    for key, value in _leaves(_nested(overrides or {})):
+        userinfo = isinstance(value, str) and "@" in value.partition("://")[2].partition("/")[0]
+        # A name that is unknown here may be a key with a typing mistake.
+        if userinfo or (key.partition(".")[0] == "storage" and key not in _OPEN_STORAGE and value is not None):
+            step = "set AWS_ACCESS_KEY_ID and its neighbours on the workers, or write it into a settings file there"
+            raise SettingsError("overrides without secrets", f"a value for {key}", step)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values of a tree with their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _locate(path: str | Path) -> Path:

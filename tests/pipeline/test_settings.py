@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline.errors import SettingsError
-from pipeline.settings import Settings, config_dir, load_settings
+from pipeline.settings import Settings, config_dir, load_settings, refuse_secrets
 
 
 def test_the_shipped_defaults_are_the_defaults_of_the_code() -> None:
@@ -92,3 +92,29 @@ def test_secrets_are_never_shown() -> None:
 def test_a_path_may_start_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     assert load_settings(None, {"output.scratch_dir": "~/scratch"}).output.scratch_dir == Path("/somewhere/scratch")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"storage.access_key_id": "hush"},
+        {"storage": {"secret_access_key": "hush"}},
+        {"model": {"device": "cpu"}, "storage": {"region": "eu", "session_token": "hush"}},
+        {"storage": {"acces_key": "hush"}},
+        {"storage": "hush"},
+        {"storage.secret_access_key.value": "hush"},
+        {"storage.endpoint_url": "https://me:hush@store:9000/x"},
+    ],
+)
+def test_secrets_are_refused_where_a_server_would_keep_them_and_never_told(overrides: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="overrides without secrets, got a value for storage") as caught:
+        refuse_secrets(overrides)
+    assert "hush" not in str(caught.value)
+
+
+def test_settings_that_are_no_secret_pass() -> None:
+    refuse_secrets(None)
+    refuse_secrets(
+        {"storage.endpoint_url": "http://127.0.0.1:9000/a@b", "storage": {"region": "eu"}, "model.name": "x"}
+    )
+    refuse_secrets({"storage.access_key_id": None, "storage": None})
