@@ -191,7 +191,7 @@ class WorkLog:
             return None
         return body if isinstance(body, dict) else None
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """The time by the store's clock: leases are held against times that it wrote, and this machine's may differ."""
         if self._ahead_seconds is None:
             folder = f"probes/{uuid.uuid4().hex}/"
@@ -216,7 +216,7 @@ class WorkLog:
                 standing.quarantined = True
             elif match["state"] != "running":
                 standing.states[match["attempt"]] = match["state"]  # type: ignore[assignment]
-            elif self._now() - entry.modified > self.settings.lease_seconds:
+            elif self.now() - entry.modified > self.settings.lease_seconds:
                 standing.lapsed.append(match["attempt"])
             else:
                 standing.live[match["attempt"]] = entry.modified
