@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -80,10 +81,12 @@ def _expand(item: str, storage: StorageSettings) -> Iterable[Wanted]:
         return _expand_remote(item, storage)
     path = Path(item).expanduser()
     if path.is_dir():
-        videos = [one for one in map(_beside, sorted(_walk(path))) if not _is_film(one)]
-        if not videos:
-            return [_missing(item, "a folder with videos", f"no file that ends in {', '.join(sorted(VIDEO_SUFFIXES))}")]
-        return videos
+        videos = [
+            Wanted(str(path / name), None if prompts is None else str(path / prompts))
+            for name, prompts in pair_names(_walk(path))
+        ]
+        got = f"no file that ends in {', '.join(sorted(VIDEO_SUFFIXES))}"
+        return videos or [_missing(item, "a folder with videos", got)]
     if path.exists():
         return [_beside(path)]
     if glob.has_magic(item):
@@ -103,48 +106,84 @@ def _expand_remote(url: str, storage: StorageSettings) -> Iterable[Wanted]:
     folder = key if not _is_video(key) else str(PurePosixPath(key).parent)
     folder = "" if folder == "." else folder.strip("/")
     root = f"s3://{bucket}/{folder}".rstrip("/")
-    names = sorted(ObjectStore(root, storage).list(""))
+    names = ObjectStore(root, storage).list("")
     if _is_video(key):
-        names_wanted = [name for name in names if name == PurePosixPath(key).name]
+        name, beside = PurePosixPath(key).name, set(names)
+        pairs = [(name, prompts_name(name) if prompts_name(name) in beside else None)] if name in beside else []
     else:
-        names_wanted = [name for name in names if _is_video(name)]
-    beside = set(names)
-    found = [
-        Wanted(f"{root}/{name}", f"{root}/{stem}{PROMPTS_SUFFIX}" if f"{stem}{PROMPTS_SUFFIX}" in beside else None)
-        for name in names_wanted
-        for stem in [str(PurePosixPath(name).with_suffix(""))]
-    ]
-    found = [one for one in found if _is_video(key) or not _is_film(one)]
+        pairs = pair_names(names)
+    found = [Wanted(f"{root}/{name}", None if prompts is None else f"{root}/{prompts}") for name, prompts in pairs]
     return found or [_missing(url, "a video or a prefix with videos", "nothing")]
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """The videos below a folder, in no order, past the layers of an earlier `label`."""
-    for folder, below, files in os.walk(root):
-        here = Path(folder)
-        if "commits" in below and any((here / "labels").glob("drop=*")):
-            below[:] = [name for name in below if name not in LAYERS]
-        yield from (here / name for name in files if _is_video(name) and (here / name).is_file())
+def pair_names(names: Iterable[str]) -> list[tuple[str, str | None]]:
+    """The videos among the files of a folder or prefix, sorted, each with the prompts beside it.
+
+    What an earlier `label` or `show` wrote there is left out.
+
+    Args:    names: of all files, relative, with forward slashes; may be a listing under way.
+    Returns: names of videos and of their prompts, None where there are none.
+    """
+    videos, prompts, labelled, committed = [], set(), set(), set()
+    for name in names:
+        if _is_video(name):
+            videos.append(name)
+        elif name.endswith(PROMPTS_SUFFIX):
+            prompts.add(name)
+        # An output is a folder with both of these: a folder of labels alone may be somebody else's.
+        elif (root := _parent_of(name, "labels/drop=")) is not None:
+            labelled.add(root)
+        elif (root := _parent_of(name, "commits/")) is not None:
+            committed.add(root)
+    layers = tuple(f"{root}{layer}/" for root in labelled & committed for layer in LAYERS)
+    pairs = []
+    for name in sorted(videos):
+        beside = prompts_name(name)
+        if not name.startswith(layers) and (beside in prompts or not name.endswith(FILM_SUFFIX)):
+            pairs.append((name, beside if beside in prompts else None))
+    return pairs
 
 
-def _is_film(one: Wanted) -> bool:
-    """Whether `show` wrote this file."""
-    return one.prompts is None and one.video.endswith(FILM_SUFFIX)
+def prompts_name(video: str) -> str:
+    """What the prompts beside a video are called."""
+    return posixpath.splitext(video)[0] + PROMPTS_SUFFIX
+
+
+def drop_name(folder: str) -> str:
+    """The name of a drop that was given none: the last part of its folder or prefix."""
+    return PurePosixPath(folder.partition("://")[2] or str(Path(folder).expanduser().resolve())).name or "default"
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """The files below a folder, relative to it, in no order."""
+    for folder, _, files in os.walk(root):
+        below = os.path.relpath(folder, root)
+        for name in files:
+            if not (_is_video(name) or name.endswith(PROMPTS_SUFFIX)) or os.path.isfile(os.path.join(folder, name)):
+                yield name if below == "." else f"{below}/{name}"
+
+
+def _parent_of(name: str, layer: str) -> str | None:
+    """The folder that holds this layer of labels, if the file is one of the layer's: "" or "some/where/"."""
+    if name.startswith(layer):
+        return ""
+    before, found, _ = name.partition(f"/{layer}")
+    return f"{before}/" if found else None
 
 
 def _is_video(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in VIDEO_SUFFIXES
+    return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def _beside(file: Path) -> Wanted:
     """A local video with the prompts that lie beside it."""
-    prompts = file.with_name(file.stem + PROMPTS_SUFFIX)
+    prompts = file.with_name(prompts_name(file.name))
     return Wanted(str(file), str(prompts) if prompts.is_file() else None)
 
 
 def _from_folder(wanted: Wanted, folder: Path, without_prompts: bool) -> Wanted:
     """The same video with its prompts from another folder."""
-    prompts = folder / (PurePosixPath(wanted.video).stem + PROMPTS_SUFFIX)
+    prompts = folder / prompts_name(wanted.name)
     if without_prompts and not prompts.exists():
         return Wanted(wanted.video, None, wanted.error)
     return Wanted(wanted.video, str(prompts), wanted.error)  # one that is missing is told with the folder's name

@@ -21,6 +21,7 @@ from pipeline.label import torch_threads
 from pipeline.models import LoadedModel, bank_folders
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
+from usam.bank_files import install_path
 from usam.datasets.registry import describe, find_split, open_dataset
 from usam.datasets.samples import EVERYTHING, DataSet, Selection
 from usam.errors import DatasetError
@@ -31,7 +32,7 @@ from usam.shard import Shard
 from usam.stack import add_stacker, can_stack
 from usam.targets import HEADS
 from usam.warm import score_head_state
-from usam.weights import import_published, install_path, save_bank
+from usam.weights import import_published, save_bank
 
 log = logging.getLogger(__name__)
 

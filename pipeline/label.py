@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import shots, temporal
+from pipeline import temporal
 from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.discover import automatic_prompts
+from pipeline.drops import drop_name
 from pipeline.encode import RowContext
 from pipeline.errors import ForgottenError, MasksieveError, StorageError
+from pipeline.fact_settings import fact_settings, sampling_settings
 from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, cache_root, load_model
@@ -29,7 +31,7 @@ from pipeline.report import VideoReport, report_of
 from pipeline.review_images import write_review_images
 from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
-from pipeline.source import LocalVideo, find_prompts, local_video, source_exists
+from pipeline.source import LocalVideo, find_prompts, local_video, source_exists, split_url
 from pipeline.stages import Job, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
@@ -56,8 +58,7 @@ class Progress:
 
 def default_drop(video: str) -> str:
     """The drop of a video that none was named for: the folder it lies in."""
-    parent = PurePosixPath(video.partition("://")[2] or str(Path(video).expanduser().resolve())).parent
-    return parent.name or "default"
+    return drop_name(split_url(video)[0] if "://" in video else str(Path(video).expanduser().resolve().parent))
 
 
 def label_video(
@@ -195,17 +196,10 @@ def torch_threads(settings: Settings, loaded: LoadedModel) -> Iterator[None]:
 
 def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
     """The settings that change facts, as JSON values: part of the work key and of the file metadata."""
-    sampling = settings.decode.model_dump(include={"stride", "fps", "start_seconds", "end_seconds"})
     return {
         "decoder": info.decoder,
-        **settings.propagate.model_dump(include={"reverse", "exact", "max_group", "on_cut"}),
-        "cut_threshold": None if settings.propagate.on_cut == "ignore" else settings.propagate.cut_threshold,
-        "cut_method": None if settings.propagate.on_cut == "ignore" else shots.METHOD,
-        "precision": settings.model.precision,
-        "candidates": settings.output.candidates,
-        "tokens": settings.output.tokens,
-        "chunk_frames": settings.score.chunk_frames,  # a batch of another size rounds the heads' outputs otherwise
-        **({"sampling": sampling} if is_sampled(settings.decode) else {}),
+        **fact_settings(settings),
+        **({"sampling": sampling_settings(settings)} if is_sampled(settings.decode) else {}),
         **({"good_prefix": {"frames": info.num_frames, "damage": info.damage}} if info.damage is not None else {}),
     }
 

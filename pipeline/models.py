@@ -292,7 +292,8 @@ def _find_bank(sha256: str, width: int, cache_dir: Path | None) -> HeadBank | No
 
     Raises: HeadError for a damaged bank, or one that reads tokens of another width.
     """
-    from usam.weights import bank_path_for, load_bank
+    from usam.bank_files import bank_path_for
+    from usam.weights import load_bank
 
     path = bank_path_for(sha256, bank_folders(cache_dir))
     return None if path is None else load_bank(path, model_sha256=sha256, width=width)

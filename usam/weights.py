@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from usam.bank_files import FORMAT, file_sha256, read_card, stacker_path
 from usam.errors import HeadError
 from usam.heads import HeadBank, HeadCard
 from usam.targets import HEADS
 
 _LOG = logging.getLogger(__name__)
-FORMAT = "masksieve-heads-1"
 
 
 def save_bank(bank: HeadBank, path: Path) -> Path:
@@ -44,29 +42,13 @@ def save_bank(bank: HeadBank, path: Path) -> Path:
         save_stacker(bank.stacker, stacker_path(path))
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"format": FORMAT})  # two keys would be written in random order
-    facts = {"format": FORMAT, "width": bank.width, "names": list(bank.names), "weights_sha256": _sha256(part)}
+    facts = {"format": FORMAT, "width": bank.width, "names": list(bank.names), "weights_sha256": file_sha256(part)}
     part.chmod(0o644)  # safetensors writes for its owner alone
     part.replace(path)
     part = card_path.with_name(card_path.name + ".part")
     part.write_text(json.dumps(facts | asdict(bank.card), indent=1, sort_keys=True) + "\n")
     part.replace(card_path)
     return path
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The JSON card of a bank.
-
-    Raises: HeadError if it is missing or no card.
-    """
-    card_path = path.with_suffix(".json")
-    try:
-        card = json.loads(card_path.read_text())
-    except (OSError, ValueError) as error:
-        raise HeadError(f"a card at {card_path}", type(error).__name__, "copy the bank's two files again") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise HeadError(f"a card of format {FORMAT} at {card_path}", repr(found), "train or import the bank again")
-    return card
 
 
 def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None = None) -> HeadBank:
@@ -91,7 +73,7 @@ def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None 
             f"heads of width {width}", f"width {card.get('width')} in {path.name}", "use this model's own bank"
         )
     try:
-        found, wanted = _sha256(path), card.get("weights_sha256")
+        found, wanted = file_sha256(path), card.get("weights_sha256")
         if wanted not in (None, found):
             raise HeadError(f"weights {str(wanted)[:12]} in {path}", found[:12], "copy the bank again")
         tensors = load_file(path)
@@ -116,11 +98,6 @@ def load_bank(path: Path, *, model_sha256: str | None = None, width: int | None 
     return bank
 
 
-def stacker_path(path: Path) -> Path:
-    """Where the stacker of a bank lies: beside it."""
-    return path.with_name(f"{path.stem}-stacker.safetensors")
-
-
 def bank_sha256(bank: HeadBank) -> str:
     """Checksum of all that turns tokens into a score: the heads, and their stacker if they have one."""
     if bank.stacker is None:
@@ -135,36 +112,6 @@ def heads_sha256(bank: HeadBank) -> str:
         for name in sorted(state):
             digest.update(state[name].detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def bank_path_for(model_sha256: str, search_dirs: Iterable[Path]) -> Path | None:
-    """The bank installed for a model: the first card, by folder then by name, that carries the model's checksum.
-
-    Args:    model_sha256: checksum of the model's weights. search_dirs: folders; missing ones are passed over.
-    Returns: the safetensors file, or None if there is none.
-    """
-    for folder in search_dirs:
-        for card_path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-            path = card_path.with_suffix(".safetensors")
-            if not path.is_file():
-                continue
-            try:
-                card = read_card(path)
-            except HeadError:
-                continue
-            if card.get("model_sha256") == model_sha256:
-                return path
-    return None
-
-
-def install_path(model_name: str, model_sha256: str, folder: Path) -> Path:
-    """Where a model's bank goes in a folder: found by `bank_path_for`, and no model overwrites another's."""
-    return folder / f"{model_name}-heads-{model_sha256[:12]}.safetensors"
 
 
 def import_published(folder: Path, card: HeadCard) -> HeadBank:

@@ -168,7 +168,8 @@ def _banks(words: Sequence[str], shard: Shard) -> Iterator[tuple[str, HeadBank]]
 def _installed(shard: Shard) -> HeadBank:
     """The bank that labelling with the shard's deployed model uses."""
     from pipeline.models import bank_folders
-    from usam.weights import bank_path_for, load_bank
+    from usam.bank_files import bank_path_for
+    from usam.weights import load_bank
 
     model = shard.plan.models[shard.plan.deployed]
     path = bank_path_for(model["sha256"], bank_folders())

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from pipeline.drops import find_videos
+from pipeline.drops import drop_name, find_videos, pair_names
 from pipeline.errors import PromptError
 from pipeline.prompts import load_prompts
 from pipeline.settings import StorageSettings
@@ -59,6 +59,29 @@ def test_a_folder_of_labels_that_is_not_ours_is_searched(drop: Path) -> None:
     (drop / "labels").mkdir()
     (drop / "labels" / "d.mp4").write_bytes(b"x")
     assert "d.mp4" in [one.name for one in find_videos([str(drop)])]
+
+
+def test_names_of_a_bucket_are_paired_like_those_of_a_folder() -> None:
+    names = [
+        "a.b.MP4", "a.b.prompts.json", "x/ünï 1.mkv", "x/ünï 1.prompts.json", "y/c.mov", "c.prompts.json",
+        "out/commits/ab/000001.json", "out/labels/drop=x/ab.parquet", "out/masks/film.mp4", "out/own.mp4",
+        "labels/labels/drop=x/ab.parquet", "labels/masks/kept.mp4", "y/f.overlay.mp4",
+    ]  # fmt: skip
+    assert pair_names(iter(names)) == [
+        ("a.b.MP4", "a.b.prompts.json"),
+        ("labels/masks/kept.mp4", None),  # nothing was committed there: no output of ours
+        ("out/own.mp4", None),
+        ("x/ünï 1.mkv", "x/ünï 1.prompts.json"),
+        ("y/c.mov", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("s3://bucket/in/night/", "night"), ("s3://bucket", "bucket"), ("/drops/one two", "one two"), ("/", "default")],
+)
+def test_a_drop_without_a_name_is_called_like_its_folder(folder: str, name: str) -> None:
+    assert drop_name(folder) == name
 
 
 def test_a_glob_and_a_file_name_each_video_once(drop: Path) -> None:

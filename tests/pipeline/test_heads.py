@@ -20,10 +20,11 @@ from pipeline.heads import fit_heads, import_heads
 from pipeline.models import LoadedModel, load_model
 from pipeline.score import score_head
 from pipeline.settings import Settings, load_settings
+from usam.bank_files import install_path
 from usam.errors import DatasetError
 from usam.heads import HeadCard
 from usam.shard import Shard
-from usam.weights import import_published, install_path, save_bank
+from usam.weights import import_published, save_bank
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from pipeline import models
 from pipeline.errors import ModelError
 from pipeline.models import build_model, load_model, resolve_device
+from usam.bank_files import install_path
 from usam.heads import HeadBank, HeadCard
-from usam.weights import install_path, save_bank
+from usam.weights import save_bank
 
 SMALL = "sam2_nano"
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from usam.bank_files import bank_path_for, install_path
 from usam.errors import HeadError
 from usam.heads import HeadBank, HeadCard
-from usam.weights import bank_path_for, import_published, install_path, load_bank, save_bank
+from usam.weights import import_published, load_bank, save_bank
 
 SHA, OTHER = "a" * 64, "b" * 64
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
+from usam.bank_files import read_card
 from usam.shard import Plan, Shard, ShardWriter
-from usam.weights import load_bank, read_card
+from usam.weights import load_bank
 
 
 def _run(*words: object) -> int:
