@@ -107,7 +107,15 @@ def make_settings(config: str | None, set_: list[str] | None, *, model: str | No
     """
     from pipeline.settings import load_settings
 
-    overrides: dict[str, Any] = {"model.name": model} if model else {}
+    return load_settings(config, ({"model.name": model} if model else {}) | overrides_of(set_))
+
+
+def overrides_of(set_: list[str] | None) -> dict[str, Any]:
+    """The settings that "key=value" words give: dotted keys, values read as YAML.
+
+    Raises: SettingsError if a word has no "=" or its value is no YAML.
+    """
+    overrides: dict[str, Any] = {}
     for word in set_ or []:
         key, equals, value = word.partition("=")
         if not equals or not key.strip():
@@ -116,7 +124,7 @@ def make_settings(config: str | None, set_: list[str] | None, *, model: str | No
             overrides[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise SettingsError(f"a YAML value for {key}", repr(value), "put it in quotes") from error
-    return load_settings(config, overrides)
+    return overrides
 
 
 def label_all(
