@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import unquote
 
-from pipeline.errors import DiskSpaceError, MasksieveError, StorageError, UnavailableError
+from pipeline.errors import DiskSpaceError, ForgottenError, MasksieveError, StorageError, UnavailableError
 from pipeline.report import VideoReport
 from pipeline.settings import DropSettings
 from pipeline.storage.download import Entry
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 State = Literal["running", "failed", "lost", "cancelled", "unavailable"]
 COUNTED = frozenset(("failed", "lost"))
 """Attempts of these states count towards quarantine; a cancelled one, or one whose store or disk failed, does not."""
+FORGOTTEN = "forgotten on request"
 BEATS_PER_LEASE = 4
 _KEY = re.compile(
     r"work/drop=(?P<drop>[^/]+)/(?P<plan>[0-9a-f]{64})/"
@@ -111,6 +112,7 @@ class WorkLog:
 
     def __init__(self, store: ObjectStore, settings: DropSettings) -> None:
         self.store, self.settings = store, settings
+        self._unrecorded: list[tuple[Attempt, BaseException | None]] = []
         self._ahead_seconds: float | None = None
 
     def standings(self, drop: str | None = None) -> dict[str, Standing]:
@@ -129,6 +131,7 @@ class WorkLog:
 
         Returns: the attempt, for a `with` block; None if there is nothing to do (see `standing`).
         """
+        self.catch_up()
         standing = self.standing(item)
         for attempt in standing.lapsed:
             self._settle_lost(item, attempt)
@@ -138,6 +141,16 @@ class WorkLog:
             self.quarantine(item)
             return None
         return Attempt(self, item, run_id, standing.counted + 1)
+
+    def catch_up(self) -> None:
+        """Record how attempts ended whose outcome could not be written at the time; otherwise they would count as lost.
+
+        Raises: StorageError if the store still takes nothing.
+        """
+        while self._unrecorded:
+            attempt, error = self._unrecorded[0]
+            attempt.record(error)
+            self._unrecorded.pop(0)
 
     def attempts(self, drop: str, plan_key: str) -> list[dict[str, Any]]:
         """The bodies of all attempts on record, oldest first, each with its `state`."""
@@ -155,6 +168,15 @@ class WorkLog:
         body = {**asdict(item), "error": error, "attempts": attempts, "at": _now()}
         self.put(f"{self._folder(item.drop, item.plan_key)}quarantined.json", body)
         log.warning("quarantined %s after %d attempts: %s", item.video, len(attempts), error)
+
+    def forget(self, item: Item) -> None:
+        """Set aside a video that was removed on request; what the records say of it goes: its name, its errors."""
+        folder = self._folder(item.drop, item.plan_key)
+        body = {"drop": item.drop, "plan_key": item.plan_key, "error": FORGOTTEN, "attempts": [], "at": _now()}
+        self.put(f"{folder}quarantined.json", body)
+        for key in self.store.list(folder):
+            if not key.endswith("/quarantined.json"):
+                self.store.delete(key)
 
     def retry(self, drop: str, plan_key: str) -> None:
         """Forget all attempts at a piece of work and its quarantine, so that the next plan takes it up afresh."""
@@ -270,11 +292,16 @@ class Attempt:
         if self._finished:
             return
         try:
-            self._record(error)
-        except StorageError as failed:  # it will count as lost
+            self.record(error)
+        except StorageError as failed:  # unless this process catches up, it will count as lost
+            self.records._unrecorded.append((self, error))
             log.warning("could not record how an attempt at %s ended: %s", self.item.video, failed)
 
-    def _record(self, error: BaseException | None) -> None:
+    def record(self, error: BaseException | None) -> None:
+        """Write down how it ended: with this error, or by leaving its block without one."""
+        if isinstance(error, ForgottenError):
+            self.records.forget(self.item)
+            return
         state: State = "failed"
         if isinstance(error, UnavailableError | DiskSpaceError):
             state = "unavailable"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import DiskSpaceError, StorageError, UnavailableError, VideoError
+from pipeline.errors import DiskSpaceError, ForgottenError, StorageError, UnavailableError, VideoError
 from pipeline.report import VideoReport
 from pipeline.settings import DropSettings
 from pipeline.storage.download import Entry
@@ -235,3 +235,34 @@ def test_drops_with_odd_names_keep_their_records_apart(work: WorkLog) -> None:
     for name in ("a/b", "a b", "ä", "a%2Fb"):
         assert {one.drop for one in work.standings(name).values()} == {name}
     assert work.standings("a") == {}
+
+
+def test_an_outcome_that_could_not_be_written_is_written_when_the_store_is_back(
+    work: WorkLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next try in this process would meet its own forerunner, seemingly under way."""
+
+    def refuse(key: str, body: dict[str, Any]) -> None:
+        raise UnavailableError("a store", "nothing", "wait")
+
+    first = work.begin(ITEM, "run")
+    assert first is not None
+    first.__enter__()
+    monkeypatch.setattr(work, "put", refuse)
+    first.__exit__(UnavailableError, UnavailableError("a store", "nothing", "wait"), None)
+    assert keys(work) == ["running.json"]
+    monkeypatch.undo()
+    attempt = work.begin(ITEM, "run")
+    assert attempt is not None
+    assert attempt.number == 1
+    assert keys(work) == ["unavailable.json"]
+
+
+def test_a_forgotten_video_is_set_aside_and_its_name_goes(work: WorkLog) -> None:
+    try_and_fail(work, VideoError("a video", "noise", "cut it again"))
+    try_and_fail(work, ForgottenError("a video", "one that was forgotten", "remove it"))
+    standing = work.standing(ITEM)
+    assert standing.quarantined
+    assert not standing.wanted
+    (key,) = work.store.list("work/")
+    assert ITEM.video.encode() not in work.store.get(key)
