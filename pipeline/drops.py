@@ -91,7 +91,7 @@ def _expand(item: str, storage: StorageSettings) -> Iterable[Wanted]:
         return [_beside(path)]
     if glob.has_magic(item):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        files = [match for match in matches if match.is_file() and _is_video(match.name)]
+        files = [match for match in matches if match.is_file() and is_video(match.name)]
         if not files:
             return [_missing(item, "a pattern that matches videos", f"{len(matches)} matches, no video among them")]
         return [_beside(file) for file in files]
@@ -103,11 +103,11 @@ def _expand_remote(url: str, storage: StorageSettings) -> Iterable[Wanted]:
     from pipeline.storage.objects import ObjectStore
 
     bucket, _, key = url.removeprefix("s3://").partition("/")
-    folder = key if not _is_video(key) else str(PurePosixPath(key).parent)
+    folder = key if not is_video(key) else str(PurePosixPath(key).parent)
     folder = "" if folder == "." else folder.strip("/")
     root = f"s3://{bucket}/{folder}".rstrip("/")
     names = ObjectStore(root, storage).list("")
-    if _is_video(key):
+    if is_video(key):
         name, beside = PurePosixPath(key).name, set(names)
         pairs = [(name, prompts_name(name) if prompts_name(name) in beside else None)] if name in beside else []
     else:
@@ -126,7 +126,7 @@ def pair_names(names: Iterable[str]) -> list[tuple[str, str | None]]:
     """
     videos, prompts, labelled, committed = [], set(), set(), set()
     for name in names:
-        if _is_video(name):
+        if is_video(name):
             videos.append(name)
         elif name.endswith(PROMPTS_SUFFIX):
             prompts.add(name)
@@ -159,7 +159,7 @@ def _walk(root: Path) -> Iterator[str]:
     for folder, _, files in os.walk(root):
         below = os.path.relpath(folder, root)
         for name in files:
-            if not (_is_video(name) or name.endswith(PROMPTS_SUFFIX)) or os.path.isfile(os.path.join(folder, name)):
+            if not (is_video(name) or name.endswith(PROMPTS_SUFFIX)) or os.path.isfile(os.path.join(folder, name)):
                 yield name if below == "." else f"{below}/{name}"
 
 
@@ -171,7 +171,8 @@ def _parent_of(name: str, layer: str) -> str | None:
     return f"{before}/" if found else None
 
 
-def _is_video(name: str) -> bool:
+def is_video(name: str) -> bool:
+    """Whether a file's name is that of a video."""
     return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 

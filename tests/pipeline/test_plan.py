@@ -1,0 +1,434 @@
+"""Planning a drop: one bucket per video, batches that keep equal bytes together, and wanted again only for a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import pipeline.plan
+from pipeline.drops import FILM_SUFFIX, is_video
+from pipeline.errors import SettingsError, VideoError
+from pipeline.plan import BUCKETS, Plan, plan_document, plan_drop, unhandled_name, write_plan
+from pipeline.report import VideoReport
+from pipeline.settings import Settings, StorageSettings
+from pipeline.storage.download import Entry
+from pipeline.storage.objects import ObjectStore
+from pipeline.work import WorkLog
+
+NOW = 1_800_000_000.0
+
+
+class S3Server(Protocol):
+    """The server of the fixture `moto_s3`."""
+
+    def new_bucket(self) -> str: ...
+    def settings(self) -> StorageSettings: ...
+
+
+class Listed(ObjectStore):
+    """A bucket of which only the listing exists."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        super().__init__("/nowhere")
+        self.url, self._entries = "s3://drops/night", entries
+
+    def uri(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        yield from self._entries
+
+
+def make(**drops: Any) -> Settings:
+    drops = {"settle_seconds": 60.0, "lease_seconds": 300.0} | drops
+    missing = drops.pop("on_missing", "refuse")
+    return Settings.model_validate({"drops": drops, "prompts": {"on_missing": missing}})
+
+
+@pytest.fixture
+def drop(tmp_path: Path) -> Path:
+    folder = tmp_path / "night"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(tmp_path / "out")
+
+
+def add(drop: Path, name: str, data: bytes = b"video", *, prompts: bool = True) -> Path:
+    video = drop / name
+    video.parent.mkdir(parents=True, exist_ok=True)
+    video.write_bytes(data)
+    if prompts:
+        video.with_name(f"{video.stem}.prompts.json").write_text("{}")
+    return video
+
+
+def plan_later(drop: Path, out: ObjectStore, settings: Settings | None = None, seconds: float = 1000.0) -> Plan:
+    """The plan some time after the last file was written."""
+    return plan_drop(ObjectStore(drop), out, settings or make(), now=time.time() + seconds)
+
+
+def names(plan: Plan) -> dict[str, list[str]]:
+    """The buckets that are not empty, by names in the drop."""
+    return {
+        bucket: [item.video.removeprefix(f"{plan.root}/") for item in items]
+        for bucket, items in plan.buckets.items()
+        if items
+    }
+
+
+def finish(plan: Plan, out: ObjectStore, settings: Settings | None = None) -> None:
+    """Do all that is wanted, as far as the records go."""
+    report = VideoReport(
+        video="v", video_id="ab" * 32, status="labelled", frames=1, objects=1, rows=1, accepted=1, review=0,
+        hold=0, absent=0, untracked=0, wall_seconds=1.0, frames_per_second=1.0, generation=1, error=None,
+        labels_uri="", review_uri="", certified=False, score_source="",
+    )  # fmt: skip
+    for item in plan.wanted:
+        attempt = WorkLog(out, (settings or make()).drops).begin(item, "run")
+        assert attempt is not None
+        with attempt:
+            attempt.done(report)
+
+
+def fail(plan: Plan, out: ObjectStore, settings: Settings) -> None:
+    """One failed attempt at all that is wanted."""
+    for item in plan.wanted:
+        attempt = WorkLog(out, settings.drops).begin(item, "run")
+        if attempt is not None:
+            with pytest.raises(VideoError), attempt:
+                raise VideoError("a video", "noise", "cut it again")
+
+
+def test_what_is_done_is_not_wanted_until_its_bytes_or_prompts_change(drop: Path, out: ObjectStore) -> None:
+    a = add(drop, "a.mp4")
+    b = add(drop, "deep/b.mp4", b"other", prompts=False)
+    plan = plan_later(drop, out)
+    assert (plan.drop, plan.root) == ("night", str(drop))
+    assert names(plan) == {"wanted": ["a.mp4"], "needs_prompts": ["deep/b.mp4"]}
+    assert (plan.wanted[0].video, plan.wanted[0].drop) == (str(a), "night")
+    finish(plan, out)
+    assert names(plan_later(drop, out)) == {"done": ["a.mp4"], "needs_prompts": ["deep/b.mp4"]}
+    b.with_name("b.prompts.json").write_text("{}")  # prompts arrive
+    assert names(plan_later(drop, out)) == {"done": ["a.mp4"], "wanted": ["deep/b.mp4"]}
+    a.write_bytes(b"again")  # uploaded anew
+    assert names(plan_later(drop, out)) == {"wanted": ["a.mp4", "deep/b.mp4"]}
+    finish(plan_later(drop, out), out)
+    (drop / "a.prompts.json").write_text("{ }")
+    assert names(plan_later(drop, out)) == {"wanted": ["a.mp4"], "done": ["deep/b.mp4"]}
+
+
+def test_another_setting_model_or_heads_make_it_wanted_again_and_a_policy_does_not(
+    drop: Path, out: ObjectStore
+) -> None:
+    add(drop, "a.mp4")
+    finish(plan_later(drop, out), out)
+    settings = make()
+    other: list[dict[str, Any]] = [{"decode": {"stride": 2}}, {"model": {"name": "sam2_micro"}}]
+    for change in other:
+        changed = Settings.model_validate({**settings.model_dump(), **change})
+        assert names(plan_later(drop, out, changed)) == {"wanted": ["a.mp4"]}
+    policy = Settings.model_validate({**settings.model_dump(), "policy": {"max_uncertainty": 0.01}})
+    auto = Settings.model_validate({**settings.model_dump(), "prompts": {"auto": {"max_objects": 2}}})
+    for same in (policy, auto):
+        assert names(plan_later(drop, out, same)) == {"done": ["a.mp4"]}
+
+
+def test_without_prompts_it_waits_or_its_objects_are_found_as_the_settings_say(drop: Path, out: ObjectStore) -> None:
+    add(drop, "a.mp4", prompts=False)
+    assert names(plan_later(drop, out)) == {"needs_prompts": ["a.mp4"]}
+    auto = make(on_missing="auto")
+    plan = plan_later(drop, out, auto)
+    assert plan.wanted[0].prompts is None
+    finish(plan, out)
+    assert names(plan_later(drop, out, auto)) == {"done": ["a.mp4"]}
+    assert names(plan_later(drop, out)) == {"done": ["a.mp4"]}  # it has labels: nothing to ask for
+    fewer = Settings.model_validate(
+        {**auto.model_dump(), "prompts": {"on_missing": "auto", "auto": {"max_objects": 2}}}
+    )
+    assert names(plan_later(drop, out, fewer)) == {"wanted": ["a.mp4"]}
+
+
+def test_a_file_that_still_grows_waits_until_it_has_settled(drop: Path, out: ObjectStore) -> None:
+    video = add(drop, "a.mp4", b"half")
+    assert names(plan_later(drop, out, seconds=30)) == {"settling": ["a.mp4"]}
+    with video.open("ab") as file:
+        file.write(b"the rest")
+    os.utime(video.with_name("a.prompts.json"), (1, 1))
+    assert names(plan_later(drop, out, seconds=30)) == {"settling": ["a.mp4"]}
+    assert names(plan_later(drop, out, seconds=61)) == {"wanted": ["a.mp4"]}
+
+
+def test_a_copy_that_keeps_old_times_settles_by_when_it_was_made(drop: Path, out: ObjectStore, tmp_path: Path) -> None:
+    old = add(tmp_path, "old.mp4")
+    os.utime(old, (1_000_000, 1_000_000))
+    shutil.copy2(old, drop / "a.mp4")
+    assert (drop / "a.mp4").stat().st_mtime == 1_000_000
+    (drop / "a.prompts.json").write_text("{}")
+    os.utime(drop / "a.prompts.json", (1, 1))
+    assert names(plan_later(drop, out, seconds=1)) == {"settling": ["a.mp4"]}
+    assert names(plan_later(drop, out, seconds=61)) == {"wanted": ["a.mp4"]}
+
+
+def test_prompts_that_are_still_being_written_are_waited_for(out: ObjectStore) -> None:
+    entries = [Entry("a.mp4", 5, "1", NOW - 900), Entry("a.prompts.json", 5, "1", NOW - 10)]
+    assert names(plan_drop(Listed(entries), out, make(), now=NOW)) == {"settling": ["a.mp4"]}
+
+
+@pytest.mark.parametrize("marked", ["x/a.mp4.done", "x/.done", "x/_SUCCESS", "_SUCCESS"])
+def test_a_done_marker_ends_the_wait(out: ObjectStore, marked: str) -> None:
+    settings = make(done_marker="_SUCCESS" if "_" in marked else ".done")
+    entries = [Entry("x/a.mp4", 5, "1", NOW - 9), Entry("x/a.prompts.json", 5, "1", NOW - 9)]
+    assert names(plan_drop(Listed(entries), out, settings, now=NOW)) == {"settling": ["x/a.mp4"]}
+    entries = [dataclasses.replace(one, modified=one.modified - 10_000) for one in entries]
+    assert names(plan_drop(Listed(entries), out, settings, now=NOW)) == {"settling": ["x/a.mp4"]}
+    marker = Entry(marked, 0, "1", NOW - 8)
+    if marked != "x/.done":  # hidden files are nobody's marker
+        assert names(plan_drop(Listed([*entries, marker]), out, settings, now=NOW)) == {"wanted": ["x/a.mp4"]}
+    for elsewhere in ("y/_SUCCESS", "y/a.mp4.done", "x/b.mp4.done"):
+        other = Entry(elsewhere, 0, "1", NOW - 8)
+        assert names(plan_drop(Listed([*entries, other]), out, settings, now=NOW)) == {"settling": ["x/a.mp4"]}
+
+
+def test_a_marker_from_before_the_last_upload_counts_only_once_that_has_settled(out: ObjectStore) -> None:
+    settings = make(done_marker=".done", on_missing="auto")
+    marker = Entry("a.mp4.done", 0, "1", NOW - 500)
+    for age, bucket in ((9, "settling"), (61, "wanted")):
+        entries = [Entry("a.mp4", 5, "2", NOW - age), marker]
+        assert names(plan_drop(Listed(entries), out, settings, now=NOW)) == {bucket: ["a.mp4"]}
+
+
+def test_a_file_from_the_future_settles_or_is_told_of(out: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
+    auto = make(on_missing="auto")
+    soon = plan_drop(Listed([Entry("a.mp4", 5, "1", NOW + 50)]), out, auto, now=NOW)
+    assert (names(soon), list(soon.ahead_of_clock)) == ({"settling": ["a.mp4"]}, [])
+    never = plan_drop(Listed([Entry("a.mp4", 5, "1", NOW + 1e6)]), out, auto, now=NOW)
+    assert names(never) == {"wanted": ["a.mp4"]}
+    assert list(never.ahead_of_clock) == ["s3://drops/night/a.mp4"]
+    assert "see to the clocks" in caplog.text
+
+
+def test_an_attempt_under_way_is_left_alone_until_its_lease_runs_out(drop: Path, out: ObjectStore) -> None:
+    add(drop, "a.mp4")
+    settings = make(lease_seconds=0.5)
+    plan = plan_later(drop, out, settings)
+    records = WorkLog(out, settings.drops)
+    running = records.attempt_key(plan.wanted[0], "0-1", "running")
+    records.put(running, {"stage": "propagate"})
+    assert names(plan_later(drop, out, settings)) == {"live": ["a.mp4"]}
+    time.sleep(0.7)
+    again = plan_later(drop, out, settings)
+    assert names(again) == {"wanted": ["a.mp4"]}
+    assert again.batches[0].key != plan.batches[0].key  # an attempt later: a run of its own
+
+
+def test_three_failures_quarantine_it_and_a_retry_makes_it_wanted(drop: Path, out: ObjectStore) -> None:
+    add(drop, "a.mp4")
+    settings, keys = make(), set()
+    for _ in range(3):
+        plan = plan_later(drop, out, settings)
+        keys.add(plan.batches[0].key)
+        fail(plan, out, settings)
+    assert len(keys) == 3
+    plan = plan_later(drop, out, settings)
+    assert names(plan) == {"quarantined": ["a.mp4"]}
+    WorkLog(out, settings.drops).retry("night", plan.buckets["quarantined"][0].plan_key)
+    assert names(plan_later(drop, out, settings)) == {"wanted": ["a.mp4"]}
+
+
+ODD = ["ünï – 片.mp4", "a b#c?d%20e&f+.mp4", "it's [1] {x}*.mp4", "-n.mp4", "a.mp4.mp4", "UPPER.MP4", "\u202ertl.mp4"]
+REFUSED = [
+    "../a.mp4",
+    "x/../../a.mp4",
+    "x//a.mp4",
+    "/a.mp4",
+    "./a.mp4",
+    "x\\..\\a.mp4",
+    "a\nb.mp4",
+    "a\0b.mp4",
+    "a\x7f.mp4",
+]
+
+
+def test_odd_names_are_planned_and_those_that_cannot_be_handled_are_refused_with_the_reason(out: ObjectStore) -> None:
+    entries = [Entry(name, size, str(size), NOW - 900) for size, name in enumerate([*ODD, *REFUSED, "b\udcff.mp4"], 1)]
+    plan = plan_drop(Listed(entries), out, make(on_missing="auto"), now=NOW)
+    assert [item.video for item in plan.wanted] == sorted(f"s3://drops/night/{name}" for name in ODD)
+    assert len(plan.buckets["refused"]) == len(REFUSED) + 1
+    write_plan(out, plan)
+    written = json.loads(out.get(plan_document("night")))
+    reasons = {one["video"].removeprefix("s3://drops/night/"): one["reason"] for one in written["refused"]}
+    assert reasons["a\\nb.mp4"] == "its name has control characters"
+    assert reasons["../a.mp4"].startswith("its name has empty or dot parts")
+    assert reasons["b\\udcff.mp4"] == "its name is not UTF-8"
+
+
+def test_odd_local_names_reach_the_worker_as_they_are(drop: Path, out: ObjectStore) -> None:
+    for name in ODD:
+        add(drop, name, name.encode())
+    plan = plan_later(drop, out)
+    assert sorted(Path(item.video).read_bytes().decode() for item in plan.wanted) == sorted(ODD)
+    assert all(Path(item.prompts or "").is_file() for item in plan.wanted)
+
+
+def test_films_hidden_files_and_layers_of_an_output_inside_are_no_videos(drop: Path) -> None:
+    add(drop, "a.mp4")
+    add(drop, f"show/a{FILM_SUFFIX}", prompts=False)
+    add(drop, "._a.mp4")
+    for name in ("commits/ab/000001.json", "labels/drop=x/ab.parquet", "masks/film.mp4"):
+        add(drop / "labels", name, prompts=False)
+    assert names(plan_later(drop, ObjectStore(drop / "labels"))) == {"wanted": ["a.mp4"]}
+
+
+def test_a_folder_that_is_not_there_is_an_error_and_an_empty_one_is_not(drop: Path, out: ObjectStore) -> None:
+    assert plan_later(drop, out).counts["wanted"] == 0
+    with pytest.raises(VideoError, match="no folder"):
+        plan_later(drop / "nope", out)
+    with pytest.raises(SettingsError, match="a name of the drop"):
+        plan_drop(ObjectStore(drop), out, make(), name=" ")
+
+
+def test_committed_videos_without_labels_are_repaired(drop: Path, out: ObjectStore) -> None:
+    whole, lacks, half, forgotten = ("ab" * 32, "bc" * 32, "cd" * 32, "de" * 32)
+    for video_id in (whole, lacks, half, forgotten):
+        for generation in (1, 2):
+            out.put_atomic(f"commits/{video_id}/{generation:06d}.json", b"{}")
+    for layer, video_ids in (("labels", (whole, half)), ("review", (whole, lacks))):
+        for video_id in video_ids:
+            out.put_atomic(f"{layer}/drop=first%20seen/{video_id}.parquet", b"x")
+    out.put_atomic(f"forgotten/{forgotten}.json", b"{}")
+    plan = plan_later(drop, out)
+    assert list(plan.repairs) == [lacks, half]
+    (batch,) = plan.batches
+    assert (list(batch.items), list(batch.repairs)) == ([], [lacks, half])
+    add(drop, "a.mp4")
+    records, settings = WorkLog(out, make().drops), make()
+    item = plan_later(drop, out, settings).wanted[0]
+    records.put(records.attempt_key(item, "0-1", "running"), {})
+    assert list(plan_later(drop, out, settings).repairs) == []  # somebody is at work and may be about to derive
+
+
+def test_the_plan_that_is_written_caps_its_lists_and_counts_all(
+    drop: Path, out: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.plan, "LISTED", 2)
+    for number in range(4):
+        add(drop, f"{number}.mp4", bytes(number))
+    plan = plan_drop(ObjectStore(drop), out, make(), name="a/b ü", now=time.time() + 1000)
+    write_plan(out, plan)
+    written = json.loads(out.get("plans/a%2Fb%20%C3%BC.json"))
+    assert (written["drop"], written["root"]) == ("a/b ü", str(drop))
+    assert (written["counts"]["wanted"], written["wanted"]) == (4, [str(drop / "0.mp4"), str(drop / "1.mp4")])
+
+
+def test_files_of_one_size_are_spread_over_batches_and_equal_ones_are_not_parted(drop: Path, out: ObjectStore) -> None:
+    for number in range(12):  # a recorder that cuts files of one size; two are copies
+        data = bytes([number if number != 7 else 3]) * 10
+        add(drop, f"{number:02d}.mp4", data)
+    plan = plan_later(drop, out, make(batch_videos=4))
+    parts = [[Path(item.video).stem for item in batch.items] for batch in plan.batches]
+    assert sorted(name for part in parts for name in part) == [f"{number:02d}" for number in range(12)]
+    assert max(map(len, parts)) == 4
+    assert next(part for part in parts if "03" in part).count("07") == 1
+
+
+names_of_files = st.builds(
+    lambda folder, stem, suffix: f"{folder}{stem}{suffix}",
+    st.sampled_from(["", "x/", "x/y/", "../", ".hidden/"]),
+    st.text("ab é\n.", min_size=1, max_size=3),
+    st.sampled_from([".mp4", ".MOV", ".prompts.json", ".txt", FILM_SUFFIX, ".mp4.done"]),
+)
+listings = st.dictionaries(
+    names_of_files,
+    st.builds(
+        lambda size, age: Entry("", size, f"tag-{size}", NOW - age), st.integers(0, 4), st.floats(-1e5, 1e5)
+    ),
+    max_size=25,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cheap_digest() -> Iterator[None]:
+    """Weights need not be hashed anew for every example."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.plan, "settings_digest", lambda settings: "digest")
+        yield
+
+
+@pytest.mark.usefixtures("cheap_digest")
+@hypothesis_settings(deadline=None, max_examples=40)
+@given(listings, st.integers(1, 4), st.sampled_from([None, ".done"]), st.sampled_from(["refuse", "auto"]), st.data())
+def test_every_video_is_in_one_bucket_and_every_wanted_one_in_one_batch(
+    tmp_path_factory: pytest.TempPathFactory,
+    listing: dict[str, Entry],
+    batch_videos: int,
+    marker: str | None,
+    on_missing: str,
+    data: st.DataObject,
+) -> None:
+    out = ObjectStore(tmp_path_factory.mktemp("out"))
+    settings = make(batch_videos=batch_videos, done_marker=marker, on_missing=on_missing)
+    entries = [dataclasses.replace(entry, key=key) for key, entry in listing.items()]
+    plan = plan_drop(Listed(data.draw(st.permutations(entries))), out, settings, now=NOW)
+    hidden = {key for key in listing if any(part.startswith(".") and part != ".." for part in key.split("/"))}
+    films = {key for key in listing if key.endswith(FILM_SUFFIX)}
+    videos = {key for key in listing if is_video(key)} - hidden
+    found = [item.video for bucket in BUCKETS for item in plan.buckets[bucket]]
+    assert len(found) == len(set(found))
+    handled = {key for key in videos if unhandled_name(key) is None}
+    assert {f"s3://drops/night/{key}" for key in handled - films} <= set(found)
+    assert len(videos - films) <= len(found) <= len(videos)
+    assert sum(plan.counts[bucket] for bucket in BUCKETS) == len(found)
+
+    assert plan == plan_drop(Listed(entries), out, settings, now=NOW)  # in whatever order the store lists
+    batched = [item for batch in plan.batches for item in batch.items]
+    assert sorted(batched, key=lambda item: item.video) == list(plan.wanted)
+    where: dict[str, int] = {}
+    for number, batch in enumerate(plan.batches):
+        assert [item.video for item in batch.items] == sorted(item.video for item in batch.items)
+        tags = [listing[item.video.removeprefix("s3://drops/night/")].tag or "" for item in batch.items]
+        assert len(batch.items) <= batch_videos or len(set(tags)) == 1
+        for tag in tags:
+            assert where.setdefault(tag, number) == number  # equal bytes share a batch
+
+    records = WorkLog(out, settings.drops)
+    for item in plan.wanted:
+        done = out.path(records.done_key(item, "ab" * 32))
+        assert done is not None
+        done.parent.mkdir(parents=True)
+        done.touch()
+    after = plan_drop(Listed(entries), out, settings, now=NOW)
+    assert (list(after.wanted), list(after.batches)) == ([], [])
+    assert after.counts["done"] == len(plan.wanted)
+
+
+@pytest.mark.slow
+def test_a_bucket_is_planned_like_a_folder(moto_s3: S3Server) -> None:
+    bucket, storage = moto_s3.new_bucket(), moto_s3.settings()
+    drop, out = ObjectStore(f"{bucket}/in/night", storage), ObjectStore(f"{bucket}/out", storage)
+    for name in ("a.mp4", "copy of ä.mp4", "a.prompts.json", "copy of ä.prompts.json"):
+        drop.put_atomic(name, b"same")
+    drop.put_atomic("deep/c.mkv", b"else")
+    plan = plan_drop(drop, out, make(settle_seconds=0, batch_videos=1))
+    assert plan.root == f"{bucket}/in/night"
+    assert names(plan) == {"wanted": ["a.mp4", "copy of ä.mp4"], "needs_prompts": ["deep/c.mkv"]}
+    assert [len(batch.items) for batch in plan.batches] == [2]  # one ETag
+    finish(plan, out)
+    write_plan(out, plan)
+    assert plan_drop(drop, out, make()).counts["done"] == 2
+    drop.put_atomic("a.mp4", b"more")
+    assert names(plan_drop(drop, out, make())) == {"done": ["copy of ä.mp4"], "settling": ["a.mp4", "deep/c.mkv"]}
