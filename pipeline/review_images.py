@@ -57,17 +57,25 @@ def write_review_images(
     with FrameStream(info, settings.decode, indices=frames) as stream:
         for frame in stream:
             plain = f"{folder}/{frame.index:08d}.jpg"
-            store.put_atomic(plain, _jpeg(frame.rgb_hw3, settings.output.jpeg_quality))
+            store.put_atomic(plain, jpeg_bytes(frame.rgb_hw3, settings.output.jpeg_quality))
             for stretch in wanted[frame.index]:
                 row = rows[frame.index, stretch.object_id]
                 view = MaskView.of_row(row | {"decision": "review", "uncertainty": stretch.uncertainty})
                 overlay = f"{folder}/{frame.index:08d}-{stretch.review_id}.jpg"
-                store.put_atomic(overlay, _jpeg(draw_frame(frame.rgb_hw3, [view]), settings.output.jpeg_quality))
+                store.put_atomic(overlay, jpeg_bytes(draw_frame(frame.rgb_hw3, [view]), settings.output.jpeg_quality))
                 found[stretch.review_id] = ReviewImages(store.uri(plain), store.uri(overlay))
     return found
 
 
-def _jpeg(rgb_hw3: NDArray[np.uint8], quality: int) -> bytes:
+def jpeg_bytes(rgb_hw3: NDArray[np.uint8], quality: int, size: tuple[int, int] | None = None) -> bytes:
+    """A picture as JPEG.
+
+    Args:    quality: Pillow's, 1..95.
+             size: height and width in pixels, if other than the picture's.
+    """
     out = io.BytesIO()
-    Image.fromarray(rgb_hw3).save(out, "JPEG", quality=quality)
+    image = Image.fromarray(rgb_hw3)
+    if size not in (None, rgb_hw3.shape[:2]):
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()

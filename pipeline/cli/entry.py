@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli import demo, doctor, label, models, show, usam
+from pipeline.cli import demo, doctor, label, models, show, snapshot, usam
 from pipeline.cli.console import FAILED, USAGE, CallError, complain, one_line, results, start_logging
 from pipeline.errors import MasksieveError, SettingsError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("label")(label.label)
 app.command("show")(show.show)
+app.command("snapshot")(snapshot.snapshot)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
