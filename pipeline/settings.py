@@ -194,10 +194,16 @@ class DropSettings(_Section):
 
 
 class StorageSettings(_Section):
-    """How an S3 store is reached; keys left out come from the usual AWS_* variables and files."""
+    """How an S3 store is reached; keys left out come from the usual AWS_* variables and files.
+
+    An operation on any store is tried again after passing errors for `retry_seconds`, counted anew whenever it gets on;
+    a request that neither sends nor gets a byte for `stall_seconds` is broken (`pipeline.storage.retry`).
+    """
 
     endpoint_url: str | None = None
     region: str | None = None
+    retry_seconds: float = Field(default=120.0, ge=0, allow_inf_nan=False)
+    stall_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     access_key_id: SecretStr | None = None
     secret_access_key: SecretStr | None = None
     session_token: SecretStr | None = None

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.scratch import RESERVE_BYTES, require_room
+from pipeline.storage.retry import BrokenConnection, Misread, Patience
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
-BREAKS = 5
-"""So many breaks in a row, each before another megabyte came, end a download."""
-BACKOFF_SECONDS = 0.2
-READINGS = 2
+READINGS = 3
 """An object that changes while it is read, or fails its checksum, is read so many times in all."""
 
 
@@ -55,27 +53,35 @@ class Entry:
     modified: float
 
 
-class BrokenConnection(Exception):
-    """The bytes stopped before their end; reading on from there may help."""
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What a writer has not published: of a living one that is under way, of a dead one it is litter.
 
+    Args:
+        key: of a temporary object, or of the object to come.
+        size_bytes: 0 where the store does not say.
+        modified: Unix time in s.
+        upload: names an upload in parts, which is to be aborted; None for an object, which is to be deleted.
+    """
 
-class Misread(Exception):
-    """What came is not the object that was described; reading it anew may help."""
-
-    def __init__(self, expected: str, got: str) -> None:
-        super().__init__(f"expected {expected}, got {got}")
-        self.expected, self.got = expected, got
+    key: str
+    size_bytes: int
+    modified: float
+    upload: str | None = None
 
 
 class Readable(Protocol):
     """The part of a store that a download needs."""
 
     def uri(self, key: str) -> str: ...
+    def patience(self) -> Patience: ...
     def facts(self, key: str) -> ObjectFacts:
         """Raises the store's own exception if there is no such object."""
         ...
 
-    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]:
+    def stream(
+        self, key: str, offset: int, facts: ObjectFacts, patience: Patience, stop: threading.Event
+    ) -> Iterator[bytes]:
         """The bytes from an offset on. Raises BrokenConnection, Misread (another version), or the store's own."""
         ...
 
@@ -101,7 +107,8 @@ def download(
         reserve_bytes: disk that must stay free beside the object.
     Returns: SHA-256 of the bytes, hex.
     Raises:  DiskSpaceError before a byte is read; StorageError if the object is cut short, changes all the time, does
-        not match the store's own checksum, or was called off; the store's own exceptions.
+        not match the store's own checksum, or was called off; UnavailableError if no megabyte came within the store's
+        budget; the store's own exceptions.
     """
     stop = stop or threading.Event()
     try:
@@ -124,12 +131,12 @@ def download(
 def _read(store: Readable, key: str, facts: ObjectFacts, target: Path, stop: threading.Event) -> str:
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     uri, size = store.uri(key), facts.size_bytes
-    received = breaks = 0
+    received = mark = 0
+    patience = store.patience()
     with target.open("wb") as out:
         while True:
-            before = received
             try:
-                for chunk in store.stream(key, received, facts, stop):
+                for chunk in store.stream(key, received, facts, patience, stop):
                     if stop.is_set():
                         raise stopped(uri)
                     received += len(chunk)
@@ -139,17 +146,22 @@ def _read(store: Readable, key: str, facts: ObjectFacts, target: Path, stop: thr
                     if facts.md5 is not None:
                         md5.update(chunk)
                     out.write(chunk)
-                reason = "the store ended its answer"
+                broken = BrokenConnection("the store ended its answer")
             except BrokenConnection as error:
-                reason = str(error)
+                broken = error
             if received == size:
                 break
-            breaks = 1 if received - before >= CHUNK_BYTES else breaks + 1
-            log.info("%s broke at byte %d of %d: %s", uri, received, size, reason)
-            if breaks > BREAKS:
+            if received - mark >= CHUNK_BYTES:
+                mark = received
+                patience.renew()
+            log.info("%s broke at byte %d of %d: %s", uri, received, size, broken)
+            try:
+                patience.pause(broken, stop)
+            except BrokenConnection as error:
+                got = f"{received}, {patience.breaks} breaks in a row ({error})"
                 step = "run again, and see whether the store and the network hold"
-                raise StorageError(f"{size} bytes of {uri}", f"{received}, {breaks} breaks in a row ({reason})", step)
-            if stop.wait(BACKOFF_SECONDS * 2**breaks):
+                raise UnavailableError(f"{size} bytes of {uri}", got, step) from error
+            if stop.is_set():
                 raise stopped(uri)
     for name, expected, got in (("MD5", facts.md5, md5.hexdigest()), ("SHA-256", facts.sha256, sha256.hexdigest())):
         if expected not in (None, got):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -15,8 +16,11 @@ from stat import S_ISREG
 from typing import BinaryIO
 
 from pipeline.errors import DiskSpaceError, StorageError
-from pipeline.storage.download import CHUNK_BYTES, Entry, ObjectFacts
+from pipeline.storage.download import CHUNK_BYTES, Entry, ObjectFacts, Staged
+from pipeline.storage.retry import Patience
 
+STAGED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""Names of what a writer has not published yet."""
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -30,6 +34,10 @@ class LocalBackend:
         self.root = root
         self.identity = f"file://{root}"
         self.no_conditions = False
+
+    def patience(self) -> Patience:
+        """None: a disk that fails now will fail again."""
+        return Patience(0.0, 0.0)
 
     def uri(self, key: str) -> str:
         """The file's absolute path."""
@@ -71,6 +79,10 @@ class LocalBackend:
             sync_folder(target.parent)
             return True
 
+    def refuses_stale(self, key: str) -> bool:
+        """Whether an object that is no longer of the version named stays as it is."""
+        return not self.replace(key, b"stale", "another version")
+
     def version(self, key: str) -> str | None:
         """Inode, time and size; None if there is no such object."""
         try:
@@ -78,6 +90,10 @@ class LocalBackend:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return _tag(stat)
+
+    def get(self, key: str) -> bytes:
+        """The whole file."""
+        return (self.root / key).read_bytes()
 
     def open(self, key: str) -> BinaryIO:
         """Open for reading."""
@@ -87,7 +103,9 @@ class LocalBackend:
         """Its size."""
         return ObjectFacts((self.root / key).stat().st_size)
 
-    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]:
+    def stream(
+        self, key: str, offset: int, facts: ObjectFacts, patience: Patience, stop: threading.Event
+    ) -> Iterator[bytes]:
         """The bytes from an offset on."""
         with self.open(key) as file:
             file.seek(offset)
@@ -116,10 +134,23 @@ class LocalBackend:
                         yield Entry(os.path.relpath(path, self.root), stat.st_size, _tag(stat), modified)
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        (self.root / key).unlink(missing_ok=True)
+        """Remove an object, and the folders that are empty then; one that is not there is no error."""
+        path = self.root / key
+        path.unlink(missing_ok=True)
         with suppress(OSError):
-            (self.root / key).parent.rmdir()
+            for folder in path.parents[: len(path.relative_to(self.root).parts) - 1]:
+                folder.rmdir()
+
+    def staged(self) -> Iterator[Staged]:
+        """Temporary files."""
+        for folder, _, files in os.walk(self.root):
+            for path in (os.path.join(folder, name) for name in files if STAGED.fullmatch(name)):
+                with suppress(FileNotFoundError):  # published meanwhile
+                    stat = os.lstat(path)
+                    yield Staged(os.path.relpath(path, self.root), stat.st_size, stat.st_mtime)
+
+    def abort(self, key: str, upload: str) -> None:
+        """There are no uploads in parts."""
 
     def error(self, error: Exception, doing: str, uri: str) -> StorageError:
         """The typed error of an exception."""
@@ -156,8 +187,8 @@ def _tag(stat: os.stat_result) -> str:
 def _create(path: Path) -> BinaryIO:
     """Open a new file, its folders made; again if another process removed the empty folder in between."""
     for attempt in range(100):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
         except FileNotFoundError:
             if attempt == 99:

@@ -1,21 +1,47 @@
-"""One small interface over a local folder and an S3 bucket: whole objects, first-writer-wins, typed errors."""
+"""One small interface over a folder, an S3 bucket or any store of fsspec: whole objects, one winner, typed errors."""
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pipeline.errors import MasksieveError, StorageError
 from pipeline.scratch import RESERVE_BYTES
-from pipeline.storage.download import Entry, ObjectFacts, download
+from pipeline.storage.download import Entry, ObjectFacts, Staged, download
 from pipeline.storage.local import LocalBackend
+from pipeline.storage.retry import Patience
+from pipeline.storage.secrets import checked_url
 
 if TYPE_CHECKING:
     from pipeline.settings import StorageSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a store was seen to do.
+
+    Args:
+        create: it keeps the first of two writers of one object.
+        replace: it refuses to replace an object that changed since one looked.
+        fresh_listing: a listing shows what was just written.
+    """
+
+    create: bool
+    replace: bool
+    fresh_listing: bool
+
+
+_KNOWN: dict[str, Capabilities] = {}  # of this process, by the stores' identities
+_PROBING = threading.Lock()
 
 
 class Backend(Protocol):
@@ -24,48 +50,52 @@ class Backend(Protocol):
     identity: str  # two stores of one identity are one store
     no_conditions: bool  # the store has said that it knows no conditional writes
 
+    def patience(self) -> Patience: ...
     def uri(self, key: str) -> str: ...
     def path(self, key: str) -> Path | None: ...
     def put(self, key: str, source: Path | bytes) -> None: ...
     def put_if_absent(self, key: str, data: bytes) -> bool: ...
     def replace(self, key: str, source: Path | bytes, version: str | None) -> bool: ...
+    def refuses_stale(self, key: str) -> bool: ...
     def version(self, key: str) -> str | None: ...
+    def get(self, key: str) -> bytes: ...
     def open(self, key: str) -> BinaryIO: ...
     def facts(self, key: str) -> ObjectFacts: ...
-    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]: ...
+    def stream(
+        self, key: str, offset: int, facts: ObjectFacts, patience: Patience, stop: threading.Event
+    ) -> Iterator[bytes]: ...
     def list(self, prefix: str) -> list[str]: ...
     def entries(self, prefix: str) -> Iterator[Entry]: ...
     def delete(self, key: str) -> None: ...
+    def staged(self) -> Iterator[Staged]: ...
+    def abort(self, key: str, upload: str) -> None: ...
     def error(self, error: Exception, doing: str, uri: str) -> StorageError: ...
 
 
 class ObjectStore:
     """Objects below one root. Keys are relative, with forward slashes.
 
+    Every operation waits out passing errors for `storage.retry_seconds`; lasting ones are raised at once.
+
     Args:
-        url: a folder, `file:///folder`, or `s3://bucket[/prefix]`.
-        settings: endpoint, region and keys of an S3 store; what is left out comes from the AWS_* variables.
-    Raises: StorageError for another kind of URL.
+        url: a folder, `file:///folder`, `s3://bucket[/prefix]`, or what else fsspec has a driver for (`gs://`, `az://`,
+            `sftp://`, `memory://`, ...), without keys in it.
+        settings: budgets, and endpoint, region and keys of an S3 store; those left out come from the AWS_* variables.
+    Raises: StorageError for another kind of URL, a missing driver, or keys in the URL.
 
     Example: `ObjectStore("out").put_atomic("a/b.json", b"{}")`.
     """
 
     def __init__(self, url: str | Path, settings: StorageSettings | None = None) -> None:
-        text = str(url)
+        text = checked_url(str(url))
         scheme, found, rest = text.partition("://")
         self._backend: Backend
         if not found or scheme == "file":
             self._backend = LocalBackend(Path(rest if found else text).expanduser().absolute())
-        elif scheme == "s3" and rest.strip("/"):
-            from pipeline.storage.s3 import S3Backend
-
-            bucket, _, prefix = rest.strip("/").partition("/")
-            self._backend = S3Backend(bucket, prefix, settings)
         else:
-            raise StorageError("a folder or s3://bucket/prefix", repr(text), "write the output as one of these")
+            self._backend = _remote(scheme, rest, settings)
         self.url = self._backend.uri("").rstrip("/")
         self.identity = self._backend.identity
-        self._conditional: bool | None = None
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"
@@ -107,9 +137,9 @@ class ObjectStore:
         return self.version(key) is not None
 
     def get(self, key: str) -> bytes:
-        """The whole object. Raises StorageError if there is none."""
-        with self._typed("read", key), self._backend.open(_checked(key)) as file:
-            return file.read()
+        """The whole object, checked against length and checksum. Raises StorageError if there is none."""
+        with self._typed("read", key):
+            return self._backend.get(_checked(key))
 
     @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:
@@ -152,23 +182,59 @@ class ObjectStore:
         with self._typed("delete", key):
             self._backend.delete(_checked(key))
 
-    def probe_conditional_put(self) -> bool:
-        """Whether the store keeps the first of two writers, tried once with an object that is removed again.
+    def capabilities(self) -> Capabilities:
+        """What the store can do, tried once per process with an object that is removed again.
 
-        Raises: StorageError if the store can't be written at all, so this is also the check of an output.
+        Raises: StorageError if the store can't be written at all, so the first call is also the check of an output.
         """
-        if self._conditional is None:
-            key = f"probes/{uuid.uuid4().hex}"
-            put = self._backend.put_if_absent
+        with _PROBING:
+            if self.identity not in _KNOWN:
+                _KNOWN[self.identity] = found = self._probe()
+                log.info("%s: %s", self.url, found)
+                if not found.fresh_listing:
+                    log.warning(
+                        "listings of %s lag behind writes: work may be done twice, never counted twice", self.url
+                    )
+            return _KNOWN[self.identity]
+
+    def probe_conditional_put(self) -> bool:
+        """Whether the store keeps the first of two writers. Raises StorageError if it can't be written at all."""
+        return self.capabilities().create
+
+    def staged(self) -> Iterator[Staged]:
+        """What writers have not published: temporary files of a folder, uploads in parts of a bucket, in no order."""
+        with self._typed("list", ""):
+            yield from self._backend.staged()
+
+    def abort(self, key: str, upload: str) -> None:
+        """Let go of an upload in parts; one that is gone is no error."""
+        with self._typed("delete", key):
+            self._backend.abort(_checked(key), upload)
+
+    def sweep_staged(self, older_than_seconds: float) -> int:
+        """Remove what is staged for so long that its writer must be dead. Returns how many."""
+        old = [one for one in self.staged() if time.time() - one.modified >= older_than_seconds]
+        for one in old:
+            if one.upload is None:
+                self.delete(one.key)
+            else:
+                self.abort(one.key, one.upload)
+        return len(old)
+
+    def _probe(self) -> Capabilities:
+        folder = f"probes/{uuid.uuid4().hex}/"
+        key = f"{folder}object"
+        put = self._backend.put_if_absent
+        with self._typed("write", key, at=self.url):  # the probe's own name would tell a person nothing
             try:
-                with self._typed("write", key, at=self.url):  # the probe's own name would tell a person nothing
-                    first, second = put(key, b"first"), put(key, b"second")
-                    kept = first and not second and self.get(key) == b"first"
-                self._conditional = kept and not self._backend.no_conditions
+                create = put(key, b"first") and not put(key, b"second") and self._backend.get(key) == b"first"
+                replace = self._backend.refuses_stale(key)
+                listed = any(entry.key == key for entry in self._backend.entries(folder))
             finally:
-                if self._conditional is not None:
-                    self.delete(key)
-        return self._conditional
+                with suppress(Exception):
+                    self._backend.delete(key)
+        honest = not self._backend.no_conditions  # the look before a write is no condition
+        return Capabilities(create and honest, replace and honest, listed)
 
     @contextmanager
     def _typed(self, doing: str, key: str, at: str | None = None) -> Iterator[None]:
@@ -181,9 +247,32 @@ class ObjectStore:
             raise self._backend.error(error, doing, at or self._backend.uri(key)) from error
 
 
+def _remote(scheme: str, rest: str, settings: StorageSettings | None) -> Backend:
+    """The backend of a store that is not a folder."""
+    if settings is None:
+        from pipeline.settings import StorageSettings
+
+        settings = StorageSettings()
+    place = rest.strip("/")
+    if any(part in (".", "..") for part in place.split("/")) or not place.isprintable():
+        raise StorageError("an address without dot parts", repr(f"{scheme}://{place}"), "write the prefix itself")
+    if scheme == "s3" and place:
+        from pipeline.storage.s3 import S3Backend
+
+        bucket, _, prefix = place.partition("/")
+        return S3Backend(bucket, prefix, settings)
+    if scheme in ("s3", "s3a", "s3n"):
+        raise StorageError("s3://bucket/prefix", repr(f"{scheme}://{place}"), "name the bucket")
+    from pipeline.storage.generic import FsspecBackend
+
+    return FsspecBackend(f"{scheme}://{rest}", settings)
+
+
 def _checked(key: str) -> str:
-    """A key that can't leave the root."""
+    """A key that can't leave the root, and that is one line of a log."""
     parts = key.rstrip("/").split("/")
-    if not key or any(part in ("", ".", "..") for part in parts) or "\\" in key or "\0" in key:
-        raise StorageError("a relative key such as labels/x.parquet", repr(key), "leave out empty and dot parts")
+    bad = any(part in ("", ".", "..") for part in parts) or "\\" in key or any(ord(one) < 32 for one in key)
+    if not key or bad or "\x7f" in key:
+        step = "rename the object: no empty or dot parts, backslashes or control characters"
+        raise StorageError("a relative key such as labels/x.parquet", repr(key), step)
     return key

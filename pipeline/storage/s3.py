@@ -3,174 +3,172 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import concurrent.futures
 import errno
+import io
 import os
-import re
 import threading
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, TypeVar
 
-from pipeline.errors import DiskSpaceError, StorageError
-from pipeline.storage.download import CHUNK_BYTES, BrokenConnection, Entry, Misread, ObjectFacts, stopped
+from pipeline.errors import DiskSpaceError, StorageError, UnavailableError
+from pipeline.storage.download import CHUNK_BYTES, READINGS, Entry, ObjectFacts, Staged, stopped
+from pipeline.storage.ranged import ranged
+from pipeline.storage.retry import BrokenConnection, Misread, Patience, passing, reason
+from pipeline.storage.s3_answers import content_md5, md5_hex, md5_of, not_implemented, refused_by_condition, sha256_of
+from pipeline.storage.s3_parts import abort, put_in_parts, uploads
+from pipeline.storage.secrets import checked_url, remember
 
 if TYPE_CHECKING:
     from pipeline.settings import StorageSettings
 
 SINGLE_PUT_BYTES = 64 * 2**20
 """Up to here one PUT, which can be conditional; larger files go in parts, which can't."""
-STALL_SECONDS = 60.0
-"""A download that gets no byte for so long is broken."""
+CONNECT_SECONDS = 10
+CLIENT_SECONDS = 60.0
 
 T = TypeVar("T")
 
 
 class S3Backend:
-    """Objects of one bucket below a prefix. A PUT is atomic by itself, and so is the end of a multipart upload."""
+    """Objects of one bucket below a prefix. A PUT is atomic by itself, and so is the end of a multipart upload.
 
-    def __init__(self, bucket: str, prefix: str, settings: StorageSettings | None) -> None:
+    All requests go through `call`, which waits out passing errors; the libraries below try once.
+    """
+
+    def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
         import s3fs
 
-        self.bucket, self.prefix = bucket, prefix
-        client = {
-            "endpoint_url": settings.endpoint_url if settings else None,
-            "region_name": settings.region if settings else None,
-        }
+        self.bucket, self.prefix, self._settings = bucket, prefix, settings
+        client = {"endpoint_url": settings.endpoint_url, "region_name": settings.region}
         endpoint = client["endpoint_url"] or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         self.no_conditions = False
-        self.identity = f"{endpoint or 'aws'}|s3://{bucket}/{prefix}"
+        self.identity = f"{checked_url(endpoint or 'aws').rstrip('/')}|s3://{bucket}/{prefix}"
         secrets = {
-            "key": settings.access_key_id if settings else None,
-            "secret": settings.secret_access_key if settings else None,
-            "token": settings.session_token if settings else None,
+            "key": settings.access_key_id,
+            "secret": settings.secret_access_key,
+            "token": settings.session_token,
         }
+        remember(secrets.values())
         self.fs = s3fs.S3FileSystem(
             **{name: value.get_secret_value() for name, value in secrets.items() if value is not None},
             client_kwargs={name: value for name, value in client.items() if value is not None},
             # Checksums in trailers are new; servers that are not AWS often refuse them.
             config_kwargs={
-                "connect_timeout": 10,
-                "retries": {"max_attempts": 3},
+                "connect_timeout": min(CONNECT_SECONDS, settings.stall_seconds),
+                "retries": {"total_max_attempts": 1},
                 "request_checksum_calculation": "when_required",
                 "response_checksum_validation": "when_required",
             },
             use_listings_cache=False,
             skip_instance_cache=True,
         )
+        self.fs.retries = 1
+        self._connected = False
+
+    def patience(self) -> Patience:
+        """The budget of a new operation."""
+        return Patience(self._settings.retry_seconds, self._settings.stall_seconds)
 
     def uri(self, key: str) -> str:
         """`s3://bucket/prefix/key`."""
-        return f"s3://{self._path(key)}"
+        return f"s3://{self.bucket}/{self.full_key(key)}"
 
     def path(self, key: str) -> Path | None:
         """Nothing: the object is not on this machine."""
         return None
 
     def put(self, key: str, source: Path | bytes) -> None:
-        """One PUT, or a multipart upload for a large file."""
-        if isinstance(source, Path) and source.stat().st_size > SINGLE_PUT_BYTES:
-            self.fs.put_file(str(source), self._path(key))
+        """One PUT, or a multipart upload for a large file; the server compares checksums."""
+        if _is_large(source):
+            put_in_parts(self, key, source)
         else:
-            self._put_object(key, source)
+            self._put_object(key, _bytes(source), self.patience())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """PUT with `If-None-Match: *`. A server that does not know it overwrites: see `probe_conditional_put`."""
-        return self._conditional(key, data, IfNoneMatch="*")
+        """PUT with `If-None-Match: *`. A server that does not know it overwrites: see `ObjectStore.capabilities`."""
+        return self._conditional(key, data, None)
 
     def replace(self, key: str, source: Path | bytes, version: str | None) -> bool:
         """PUT with `If-Match`, after a look at the version, for servers and sizes that ignore the condition."""
         if self.version(key) != version:
             return False
-        if isinstance(source, Path) and source.stat().st_size > SINGLE_PUT_BYTES:
-            self.put(key, source)
+        if _is_large(source):
+            put_in_parts(self, key, source)
             return True
-        if version is None:
-            return self._conditional(key, source, IfNoneMatch="*")
-        return self._conditional(key, source, IfMatch=version)
+        return self._conditional(key, _bytes(source), version)
+
+    def refuses_stale(self, key: str) -> bool:
+        """Whether the server refuses to replace an object that is no longer of the version named."""
+        return not self.no_conditions and not self._conditional(key, b"stale", f'"{"0" * 32}"')
 
     def version(self, key: str) -> str | None:
         """The ETag; None if there is no such object."""
         try:
-            head = self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(key))
+            return str(self.call("head_object", key, self.patience())["ETag"])
         except FileNotFoundError:
             return None
-        return str(head["ETag"])
+
+    def get(self, key: str) -> bytes:
+        """The whole object, of the length and the MD5 that the server says."""
+        patience = self.patience()
+        for reading in range(READINGS):
+            try:
+                return patience.insist(lambda: self._read(key, patience))
+            except Misread:
+                if reading + 1 == READINGS:
+                    raise
+        raise AssertionError("unreachable")
 
     def open(self, key: str) -> BinaryIO:
-        """Open for reading, random access with little read-ahead."""
-        file: BinaryIO = self.fs.open(self._path(key), "rb", block_size=2**20, cache_type="readahead")
-        return file
+        """Open for random reads of the version that is there now."""
+        facts = self.facts(key)
+        only = {"IfMatch": facts.tag} if facts.tag else {}
+
+        def fetch(start: int, end: int) -> bytes:
+            patience = self.patience()
+            return patience.insist(lambda: self._read(key, patience, start, end, **only))
+
+        return ranged(facts.size_bytes, fetch)
 
     def facts(self, key: str) -> ObjectFacts:
         """Size, ETag, and the checksums that are of the bytes."""
-        head = self.fs.call_s3("head_object", Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
-        tag = head.get("ETag")
-        return ObjectFacts(int(head["ContentLength"]), tag, _md5(head, self.bucket), _sha256(head))
+        head = self.call("head_object", key, self.patience(), ChecksumMode="ENABLED")
+        return ObjectFacts(int(head["ContentLength"]), head.get("ETag"), md5_of(head, self.bucket), sha256_of(head))
 
-    def stream(self, key: str, offset: int, facts: ObjectFacts, stop: threading.Event) -> Iterator[bytes]:
+    def stream(
+        self, key: str, offset: int, facts: ObjectFacts, patience: Patience, stop: threading.Event
+    ) -> Iterator[bytes]:
         """The bytes from an offset on, of the version that `facts` describes."""
         only = {"IfMatch": facts.tag} if facts.tag else {}
         part = {"Range": f"bytes={offset}-"} if offset else {}
-        uri = self.uri(key)
         try:
-            request = self.fs._call_s3("get_object", Bucket=self.bucket, Key=self._key(key), **only, **part)
-            answer = self._await(request, stop, uri)
+            answered = self._once("get_object", key, patience, stop, **only, **part)
         except Exception as error:
-            if _refused_by_condition(error):
+            if refused_by_condition(error):
                 raise Misread(f"the version {facts.tag}", "another one") from error
-            if _passing(error):
-                raise BrokenConnection(_reason(error)) from error
+            if passing(error):
+                raise BrokenConnection(reason(error)) from error
             raise
-        body = answer["Body"]
-        try:
-            if facts.tag and answer.get("ETag", facts.tag) != facts.tag:
-                raise Misread(f"the version {facts.tag}", f"{answer['ETag']}")
-            skip = 0 if str(answer.get("ContentRange", "")).startswith(f"bytes {offset}-") else offset
-            while chunk := self._body_chunk(body, stop, uri):
-                yield chunk[skip:]  # a server that knows no ranges begins at the beginning
-                skip = max(0, skip - len(chunk))
-        finally:
-            self.fs.loop.call_soon_threadsafe(body.close)
-
-    def _body_chunk(self, body: Any, stop: threading.Event, uri: str) -> bytes:
-        try:
-            chunk: bytes = self._await(body.read(CHUNK_BYTES), stop, uri)
-        except (BrokenConnection, StorageError):
-            raise
-        except Exception as error:  # the many ways of two HTTP libraries to say that the rest did not come
-            raise BrokenConnection(_reason(error)) from error
-        return chunk
-
-    def _await(self, coroutine: Coroutine[Any, Any, T], stop: threading.Event, uri: str) -> T:
-        """Run a coroutine in the loop of s3fs; end at a stop, at an interrupt, and when nothing comes."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop)
-        end = time.monotonic() + STALL_SECONDS
-        try:
-            while not concurrent.futures.wait([future], timeout=0.1).done:
-                if stop.is_set():
-                    raise stopped(uri)
-                if time.monotonic() > end:
-                    raise BrokenConnection(f"nothing for {STALL_SECONDS:g} s")
-            return future.result()
-        finally:
-            future.cancel()
+        if facts.tag and answered.get("ETag", facts.tag) != facts.tag:
+            raise Misread(f"the version {facts.tag}", f"{answered['ETag']}")
+        skip = 0 if str(answered.get("ContentRange", "")).startswith(f"bytes {offset}-") else offset
+        for chunk in self._body(answered["Body"], patience, key, stop):
+            yield chunk[skip:]  # a server that knows no ranges begins at the beginning
+            skip = max(0, skip - len(chunk))
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a folder prefix."""
-        root = self._path("")
-        found = self.fs.find(self._path(prefix))
-        return [path[len(root) :] for path in found if path.startswith(root) and not path.endswith("/")]
+        return [entry.key for entry in self.entries(prefix)]
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         """Objects below a folder prefix, a page of the listing at a time."""
-        root = self._key("")
+        root = self.full_key("")
         more: dict[str, str] = {}
         while True:
-            page = self.fs.call_s3("list_objects_v2", Bucket=self.bucket, Prefix=self._key(prefix), **more)
+            page = self.call("list_objects_v2", None, self.patience(), Prefix=self.full_key(prefix), **more)
             for found in page.get("Contents", []):
                 key = found["Key"]
                 if key.startswith(root) and not key.endswith("/"):
@@ -182,109 +180,169 @@ class S3Backend:
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
-        self.fs.call_s3("delete_object", Bucket=self.bucket, Key=self._key(key))
+        self.call("delete_object", key, self.patience())
+
+    def staged(self) -> Iterator[Staged]:
+        """Uploads in parts that have not ended; their parts cost room and nobody sees them."""
+        return uploads(self)
+
+    def abort(self, key: str, upload: str) -> None:
+        """Let go of the parts of an upload."""
+        abort(self, key, upload)
 
     def error(self, error: Exception, doing: str, uri: str) -> StorageError:
         """The typed error of an exception."""
-        name = type(error).__name__
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskSpaceError(f"room on this machine to {doing} {uri}", "a full disk", "set output.scratch_dir")
-        if name in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        if isinstance(error, Misread):
+            step = "see whether it is being written, or upload it again"
+            return StorageError(f"{error.expected} at {uri}", error.got, step)
+        if passing(error):
+            expected = f"to {doing} {uri} within {self._settings.retry_seconds:g} s"
+            return UnavailableError(expected, reason(error), "check AWS_ENDPOINT_URL, the region and the network")
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
             step = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             return StorageError(f"credentials to {doing} {uri}", "none", step)
         if isinstance(error, PermissionError):
-            return StorageError(
-                f"leave to {doing} {uri}", f"refused ({error})", "check the keys and the bucket's policy"
-            )
+            got = f"refused ({reason(error)})"
+            return StorageError(f"leave to {doing} {uri}", got, "check the keys and the bucket's policy")
         if isinstance(error, FileNotFoundError):
             step = f"check the path, and that the bucket {self.bucket} exists"
             return StorageError(f"an object or bucket to {doing} at {uri}", "nothing there", step)
-        reason = " ".join(str(error).split()) or name
-        return StorageError(f"to {doing} {uri}", reason, "check AWS_ENDPOINT_URL, the region and the network")
+        return StorageError(f"to {doing} {uri}", reason(error), "check AWS_ENDPOINT_URL, the region and the network")
 
-    def _conditional(self, key: str, source: Path | bytes, **condition: str) -> bool:
-        if not self.no_conditions:
-            try:
-                self._put_object(key, source, **condition)
-            except Exception as error:
-                if _refused_by_condition(error):
-                    return False
-                if not _not_implemented(error):
-                    raise
-                self.no_conditions = True  # some servers answer 501 instead of ignoring the condition
-            else:
-                return True
-        if self.version(key) != condition.get("IfMatch"):
-            return False
-        self._put_object(key, source)
-        return True
-
-    def _put_object(self, key: str, source: Path | bytes, **condition: str) -> None:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        self.fs.call_s3("put_object", Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
-
-    def _key(self, key: str) -> str:
+    def full_key(self, key: str) -> str:
+        """A key below the bucket."""
         return f"{self.prefix}/{key}" if self.prefix else key
 
-    def _path(self, key: str) -> str:
-        return f"{self.bucket}/{self._key(key)}"
+    def call(self, method: str, key: str | None, patience: Patience, **arguments: Any) -> dict[str, Any]:
+        """One request and its answer; passing errors are waited out."""
+        return patience.insist(lambda: self._once(method, key, patience, None, **arguments))
 
+    def _once(
+        self, method: str, key: str | None, patience: Patience, stop: threading.Event | None, **arguments: Any
+    ) -> dict[str, Any]:
+        if not self._connected:  # reads the libraries' models and the keys, which is no matter of the store's
+            self._await(self.fs.set_session(), Patience(0, CLIENT_SECONDS), self.uri(key or ""), stop)
+            self._connected = True
+        named = arguments if key is None else {**arguments, "Key": self.full_key(key)}
+        body = _Upload(named["Body"]) if "Body" in named else None
+        if body is not None:
+            named = {**named, "Body": body, "ContentMD5": content_md5(named["Body"])}
+        return self._await(
+            self.fs._call_s3(method, Bucket=self.bucket, **named), patience, self.uri(key or ""), stop, body
+        )
 
-def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
-    """HTTP status and S3 code of an error, under whatever exception s3fs made of it."""
-    while error is not None:
-        response: Any = getattr(error, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return status, response.get("Error", {}).get("Code")
-        error = error.__cause__
-    return None, None
+    def _conditional(self, key: str, data: bytes, version: str | None) -> bool:
+        """PUT only over this version, None for nothing.
 
-
-def _passing(error: BaseException) -> bool:
-    """Whether a request failed on its way, or the server said that it will do better later."""
-    if isinstance(error, BrokenConnection):
+        A try that broke may have landed all the same, and then the next one is refused: what lies there tells.
+        """
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        patience = self.patience()
+        while not self.no_conditions:
+            try:
+                self._once("put_object", key, patience, None, Body=data, **condition)
+            except Exception as error:
+                if refused_by_condition(error):
+                    return patience.breaks > 0 and self._holds(key, data)
+                if not_implemented(error):
+                    self.no_conditions = True  # some servers answer 501 instead of ignoring the condition
+                elif version is not None and isinstance(error, FileNotFoundError):
+                    return False  # there is nothing any more that it could replace
+                elif not passing(error):
+                    raise
+                else:
+                    patience.pause(error)
+            else:
+                return True
+        if self.version(key) != version:
+            return False
+        self._put_object(key, data, patience)
         return True
-    if isinstance(error, StorageError | PermissionError | FileNotFoundError):
-        return False
-    status, code = _answer(error)
-    return status is None or status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout")
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.get(key) == data
+        except FileNotFoundError:
+            return False
+
+    def _put_object(self, key: str, data: bytes, patience: Patience) -> None:
+        self.call("put_object", key, patience, Body=data)
+
+    def _read(self, key: str, patience: Patience, start: int | None = None, end: int = 0, **only: str) -> bytes:
+        """An object, or the bytes of [start, end). Raises BrokenConnection if fewer came, Misread if others did."""
+        part = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
+        try:
+            answered = self._once("get_object", key, patience, None, **only, **part)
+        except Exception as error:
+            if refused_by_condition(error):
+                raise Misread("an object that holds still", "another version of it") from error
+            raise
+        data = b"".join(self._body(answered["Body"], patience, key, None))
+        if len(data) != int(answered.get("ContentLength", len(data))):
+            raise BrokenConnection(f"{len(data)} of {answered['ContentLength']} bytes came")
+        if start is not None:
+            if not str(answered.get("ContentRange", "")).startswith(f"bytes {start}-"):
+                data = data[start:end]  # a server that knows no ranges
+            if len(data) != end - start:
+                raise BrokenConnection(f"{len(data)} of {end - start} bytes came")
+            return data
+        expected, got = md5_of(answered, self.bucket), md5_hex(data)
+        if expected not in (None, got):
+            raise Misread(f"bytes with MD5 {expected}", f"{got}, a damaged copy")
+        return data
+
+    def _body(self, body: Any, patience: Patience, key: str, stop: threading.Event | None) -> Iterator[bytes]:
+        try:
+            while True:
+                try:
+                    chunk = self._await(body.read(CHUNK_BYTES), patience, self.uri(key), stop)
+                except (BrokenConnection, StorageError):
+                    raise
+                except Exception as error:  # the many ways of two HTTP libraries to say that the rest did not come
+                    raise BrokenConnection(reason(error)) from error
+                if not chunk:
+                    return
+                yield chunk
+        finally:
+            self.fs.loop.call_soon_threadsafe(body.close)
+
+    def _await(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        patience: Patience,
+        uri: str,
+        stop: threading.Event | None,
+        upload: _Upload | None = None,
+    ) -> T:
+        """Run a coroutine in the loop of s3fs; end at a stop, at an interrupt, and when nothing comes or goes."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop)
+        stall_seconds, begun = patience.stall_seconds(), time.monotonic()
+        try:
+            while not concurrent.futures.wait([future], timeout=min(0.1, stall_seconds)).done:
+                if stop is not None and stop.is_set():
+                    raise stopped(uri)
+                if time.monotonic() - max(begun, upload.read_at if upload else begun) > stall_seconds:
+                    raise BrokenConnection(f"nothing for {stall_seconds:.3g} s")
+            return future.result()
+        finally:
+            future.cancel()
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+class _Upload(io.BytesIO):
+    """The body of a PUT, which knows when it was last read from."""
+
+    read_at = 0.0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.read_at = time.monotonic()
+        return super().read(size)
 
 
-def _md5(head: dict[str, Any], bucket: str) -> str | None:
-    """The MD5 of the bytes, in hex, if the ETag is one.
-
-    It is not for an upload in parts (a dash), under a key of KMS or the customer's, and in directory buckets.
-    Source: Amazon S3 API reference, `Object`, ETag.
-    """
-    tag = str(head.get("ETag", "")).strip('"')
-    hidden = head.get("SSECustomerAlgorithm") or str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
-    if hidden or bucket.endswith("--x-s3") or not re.fullmatch(r"[0-9a-f]{32}", tag):
-        return None
-    return tag
+def _is_large(source: Path | bytes) -> TypeGuard[Path]:
+    return isinstance(source, Path) and source.stat().st_size > SINGLE_PUT_BYTES
 
 
-def _sha256(head: dict[str, Any]) -> str | None:
-    """The SHA-256 of the bytes, in hex, if the object was stored with one; one of parts (a dash) is of no use here."""
-    try:
-        digest = base64.b64decode(str(head.get("ChecksumSHA256", "")), validate=True)
-    except binascii.Error:
-        return None
-    whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
-    return digest.hex() if whole and len(digest) == 32 else None
-
-
-def _refused_by_condition(error: BaseException) -> bool:
-    """Whether the server said 412 or 409: a rival was quicker."""
-    status, code = _answer(error)
-    return status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict")
-
-
-def _not_implemented(error: BaseException) -> bool:
-    """Whether the server said that it knows no conditional writes."""
-    status, code = _answer(error)
-    return status == 501 or code == "NotImplemented"
+def _bytes(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()

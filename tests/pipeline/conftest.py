@@ -28,7 +28,7 @@ class S3Server:
     access_key_id: str = KEY
     secret_access_key: str = SECRET
 
-    def settings(self, **changes: str) -> StorageSettings:
+    def settings(self, **changes: str | float) -> StorageSettings:
         """Storage settings that reach this server."""
         values = {
             "endpoint_url": self.endpoint_url,

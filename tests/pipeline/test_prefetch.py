@@ -20,7 +20,7 @@ from pipeline.drops import Wanted
 from pipeline.errors import PromptError, StorageError
 from pipeline.prefetch import AHEAD_RESERVE_BYTES, Prefetch
 from pipeline.settings import Settings, load_settings
-from pipeline.storage import download
+from pipeline.storage import retry
 
 A, B, C = (f"s3://bucket/drop/{name}/clip.mp4" for name in "abc")  # equal names in different folders
 Usage = namedtuple("Usage", "total used free")
@@ -91,7 +91,7 @@ class Store:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.002)
     server = Store()
     yield server
     server.close()
@@ -107,6 +107,7 @@ def settings(store: Store, scratch: Path) -> Settings:
     changes = {
         "storage.endpoint_url": f"http://127.0.0.1:{store.port}", "storage.region": "us-east-1",
         "storage.access_key_id": "a", "storage.secret_access_key": "b", "output.scratch_dir": str(scratch),
+        "storage.retry_seconds": 0.5,
     }  # fmt: skip
     return load_settings(None, changes)
 

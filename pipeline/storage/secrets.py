@@ -1,0 +1,55 @@
+"""Keys of stores are refused in addresses and blotted out of what is logged or raised."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pipeline.errors import StorageError
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+HIDDEN = "***"
+SHORTEST = 6  # a shorter secret is a word that may stand anywhere
+_NAMES = r"[\w.-]*(?:key|token|sig|signature|secret|password|passwd|pwd|credential)[\w.-]*"
+_QUERY = re.compile(rf"([?&;]{_NAMES}=)[^&;\s'\"]+", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^\s/@]+@")
+_VARIABLE = re.compile(r"(?:_KEY|_KEY_ID|_TOKEN|_SECRET|_PASSWORD|_CONNECTION_STRING|PGPASSWORD)$")
+_known: set[str] = set()
+
+
+def remember(secrets: Iterable[SecretStr | str | None]) -> None:
+    """Let `masked` blot these out from now on."""
+    for secret in secrets:
+        value = secret if isinstance(secret, str) or secret is None else secret.get_secret_value()
+        if value and len(value) >= SHORTEST:
+            _known.add(value)
+
+
+def masked(text: str) -> str:
+    """The text without keys: those that settings and the environment hold, and what looks like one in an address."""
+    from urllib.parse import quote
+
+    held = {value for name, value in os.environ.items() if _VARIABLE.search(name) and len(value) >= SHORTEST}
+    for value in sorted(_known | held, key=len, reverse=True):
+        for spelled in {value, quote(value, safe="")}:
+            text = text.replace(spelled, HIDDEN)
+    return _USERINFO.sub(f"{HIDDEN}@", _QUERY.sub(rf"\1{HIDDEN}", text))
+
+
+def checked_url(url: str) -> str:
+    """The address itself.
+
+    Raises: StorageError, which does not repeat it, if it holds a password or a key.
+    """
+    scheme, found, rest = url.partition("://")
+    place = rest.partition("/")[0]
+    bucket = scheme in ("s3", "s3a", "gs", "gcs", "az") and not place.startswith("arn:")
+    user = rest.rpartition("@")[0] if ":" in place else place.rpartition("@")[0]  # a secret may hold a slash
+    if found and ((bucket and (":" in place or "@" in place)) or ":" in user or _QUERY.search(url)):
+        step = "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or as the driver of the store takes them"
+        raise StorageError("an address of a store without keys", f"{scheme}://{HIDDEN}", step)
+    return url
