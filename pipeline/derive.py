@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checksum import file_sha256
-from pipeline.errors import StorageError
+from pipeline.errors import ForgottenError, StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
 from pipeline.route import Policy, decide
@@ -102,7 +102,8 @@ def derive(
     Args:    images: called with the stretches; gives pictures by review_id. None keeps those that an earlier
                  derivation of the same generation named.
     Returns: what was done; doing it again changes nothing.
-    Raises:  StorageError if the video was never committed, its facts are damaged or a later release wrote them.
+    Raises:  StorageError if the video was never committed, its facts are damaged or a later release wrote them;
+             ForgottenError if it was forgotten meanwhile (nothing is left).
     """
     repairing = False
     for _ in range(ATTEMPTS):
@@ -114,10 +115,23 @@ def derive(
             return done
         with prepared(store, commit, policy, images, row_group_rows, scratch_dir) as plan:
             derived = plan.publish(ledger)
+        _take_back_forgotten(store, ledger, commit)
         if derived.status == "fenced" or ledger.newest_generation(video_id) == commit.generation:
             return derived
         repairing = True  # a newer commit came while we wrote: make sure that its labels are what stays
     raise StorageError("a video that holds still", f"{ATTEMPTS} new generations in a row", "derive again later")
+
+
+def _take_back_forgotten(store: ObjectStore, ledger: Ledger, commit: Commit) -> None:
+    """Remove what was just written if the video was forgotten meanwhile: its tombstone is older than our look for it,
+    so either `forget` found what we wrote, or we find the tombstone."""
+    try:
+        ledger.refuse_forgotten(commit.video_id)
+    except ForgottenError:
+        keys = [derived_key(layer, commit.first_seen, commit.video_id) for layer in ("labels", "review")]
+        for key in [*keys, *store.list(f"review_images/{commit.video_id}/")]:
+            store.delete(key)
+        raise
 
 
 class Plan:

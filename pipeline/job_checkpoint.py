@@ -54,6 +54,9 @@ class JobCheckpoint:
         self.folder, self._lock, self._every_seconds = folder, lock, every_seconds
         self._made_by = json.loads(json.dumps(made_by))
         self._path = folder / STATE
+        lock.truncate(0)
+        lock.write(str(made_by.get("video_id", "")).encode())  # for `discard_checkpoints_of`
+        lock.flush()
         self._due = time.monotonic() + every_seconds
 
     def save_if_due(self, take_state: Callable[[], Mapping[str, Any]]) -> bool:
@@ -152,6 +155,28 @@ def discard_checkpoint(root: Path, work_key: str, made_by: Mapping[str, Any]) ->
         lock = _locked(folder) if folder.is_dir() else None
         if lock is not None:
             JobCheckpoint(folder, lock, {}, 0.0).discard()
+
+
+def discard_checkpoints_of(root: Path, video_id: str) -> tuple[int, list[Path]]:
+    """Remove what jobs saved of one video: those whose `made_by` says `video_id`.
+
+    Returns: how many went, and the folders of jobs that run now.
+    """
+    gone, held = 0, []
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        try:
+            if (folder / LOCK).read_text() != video_id:
+                continue
+            lock = _locked(folder)
+        except OSError:  # its owner ended and removed it
+            continue
+        if lock is None:
+            held.append(folder)
+            continue
+        _remove(folder)
+        lock.close()
+        gone += 1
+    return gone, held
 
 
 def open_checkpoint(

@@ -226,7 +226,8 @@ def _checkpoints(
     root = settings.output.scratch_dir or cache_root(settings.model.cache_dir)
     with torch_threads(settings, loaded):
         made_by = {
-            **metadata, "video_uri": source.uri, "device": loaded.device, "threads": torch.get_num_threads(),
+            **metadata, "video_id": source.video_id, "video_uri": source.uri, "device": loaded.device,
+            "threads": torch.get_num_threads(),
             "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability()],
             "gpu": torch.cuda.get_device_name(loaded.device) if loaded.device.startswith("cuda") else None,
         }  # fmt: skip
