@@ -170,6 +170,10 @@ class FsspecBackend:
     def abort(self, key: str, upload: str) -> None:
         """Uploads in parts are the drivers' business."""
 
+    def keeps_versions(self) -> bool | None:
+        """A driver of fsspec does not say."""
+        return None
+
     def error(self, error: Exception, doing: str, uri: str) -> StorageError:
         """The typed error of an exception."""
         if isinstance(error, Misread):

@@ -152,6 +152,10 @@ class LocalBackend:
     def abort(self, key: str, upload: str) -> None:
         """There are no uploads in parts."""
 
+    def keeps_versions(self) -> bool | None:
+        """A folder does not; what makes snapshots of its disk cannot be seen from here."""
+        return False
+
     def error(self, error: Exception, doing: str, uri: str) -> StorageError:
         """The typed error of an exception."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -190,6 +190,14 @@ class S3Backend:
         """Let go of the parts of an upload."""
         abort(self, key, upload)
 
+    def keeps_versions(self) -> bool | None:
+        """Whether the bucket does, or did once; None if the server or its policy does not let us ask."""
+        try:
+            answered = self.call("get_bucket_versioning", None, self.patience())
+        except Exception:  # noqa: BLE001 - whatever it is, the question stays open
+            return None
+        return answered.get("Status") in ("Enabled", "Suspended")
+
     def error(self, error: Exception, doing: str, uri: str) -> StorageError:
         """The typed error of an exception."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
