@@ -12,10 +12,11 @@ import logging
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote
@@ -47,13 +48,32 @@ class Batch:
 
     Args:
         items: by name; videos that may have the same bytes are in one batch, so that the first name gets the labels.
+        tried: how many attempts at each item are on record, whatever became of them.
         repairs: video_ids whose labels are to be derived again.
-        key: the same for the same work at the same number of attempts.
+        out: the output.
     """
 
-    items: Sequence[Item]
-    repairs: Sequence[str]
-    key: str
+    items: tuple[Item, ...]
+    tried: tuple[int, ...]
+    repairs: tuple[str, ...]
+    out: str
+
+    @property
+    def key(self) -> str:
+        """The same for the same work at the same number of attempts."""
+        tried = [[item.plan_key, times] for item, times in zip(self.items, self.tried, strict=True)]
+        return hashlib.sha256(json.dumps([self.out, tried, self.repairs]).encode()).hexdigest()
+
+    def without(self, plan_keys: Collection[str], repairs: Collection[str]) -> Batch:
+        """What is left of it when these are seen to elsewhere."""
+        left = [number for number, item in enumerate(self.items) if item.plan_key not in plan_keys]
+        return Batch(
+            tuple(self.items[number] for number in left), tuple(self.tried[number] for number in left),
+            tuple(video_id for video_id in self.repairs if video_id not in repairs), self.out,
+        )  # fmt: skip
+
+    def __bool__(self) -> bool:
+        return bool(self.items or self.repairs)
 
 
 @dataclass(frozen=True)
@@ -288,19 +308,12 @@ def _batches(
         filled[-1] += group
     parts = [repairs[at : at + REPAIRS_PER_BATCH] for at in range(0, len(repairs), REPAIRS_PER_BATCH)]
     batches = []
-    for number in range(max(len(filled), len(parts))):
-        items = sorted(filled[number] if number < len(filled) else [], key=lambda item: item.video)
-        part = parts[number] if number < len(parts) else []
-        if items or part:
-            tried = [[item.plan_key, _tried(standings.get(item.plan_key))] for item in items]
-            key = hashlib.sha256(json.dumps([out.url, tried, list(part)]).encode()).hexdigest()
-            batches.append(Batch(items, part, key))
-    return batches
-
-
-def _tried(standing: Standing | None) -> int:
-    """How many attempts are on record, whatever became of them."""
-    return 0 if standing is None else len(standing.states) + len(standing.lapsed)
+    for items, part in zip_longest(filled, parts):
+        by_name = sorted(items or (), key=lambda item: item.video)
+        records = [standings.get(item.plan_key) for item in by_name]
+        tried = [0 if one is None else len(one.states) + len(one.lapsed) for one in records]
+        batches.append(Batch(tuple(by_name), tuple(tried), tuple(part or ()), out.url))
+    return [batch for batch in batches if batch]
 
 
 def _twins(

@@ -53,7 +53,17 @@ def test_every_file_says_its_one_idea_first(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["usam", "pipeline", "flows", "pipeline.errors", "pipeline.checkpoints", "pipeline.models"]
+    "module",
+    [
+        "usam",
+        "pipeline",
+        "flows",
+        "pipeline.errors",
+        "pipeline.checkpoints",
+        "pipeline.models",
+        "pipeline.plan",
+        "flows.cli",
+    ],
 )
 def test_importing_the_front_does_not_load_what_is_heavy(module: str) -> None:
     heavy = ("torch", "sam2", "decord", "pandas", "prefect")

@@ -1,0 +1,37 @@
+"""Flows whose parameters everybody may read who reaches the server: secrets are refused before they are sent there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.flows import Flow
+
+from pipeline.settings import refuse_secrets
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OpenFlow(Flow[P, R]):
+    """A flow that keeps store keys among its `overrides` off the server that records its parameters."""
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The parameters as they are sent. Raises SettingsError if one of them holds a secret."""
+        refuse_secrets(parameters.get("overrides"))
+        return super().serialize_parameters(parameters)
+
+    def with_options(self, **options: Any) -> Flow[P, R]:
+        """The same flow with other options, as open."""
+        changed = super().with_options(**options)
+        changed.__class__ = type(self)
+        return changed
+
+
+def open_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
+    """Decorator: `prefect.flow` for an `OpenFlow`."""
+
+    def decorate(function: Callable[P, R]) -> Flow[P, R]:
+        return OpenFlow(function, **{"persist_result": False, "log_prints": False, **options})
+
+    return decorate
