@@ -210,7 +210,7 @@ class StorageSettings(_Section):
 
 
 _OPEN_STORAGE = frozenset(
-    f"storage.{name}" for name, field in StorageSettings.model_fields.items() if field.annotation == str | None
+    f"storage.{name}" for name, field in StorageSettings.model_fields.items() if field.annotation != SecretStr | None
 )
 """Those of its settings that anyone may read."""
 

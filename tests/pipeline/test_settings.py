@@ -118,3 +118,4 @@ def test_settings_that_are_no_secret_pass() -> None:
         {"storage.endpoint_url": "http://127.0.0.1:9000/a@b", "storage": {"region": "eu"}, "model.name": "x"}
     )
     refuse_secrets({"storage.access_key_id": None, "storage": None})
+    refuse_secrets({"storage.retry_seconds": 5, "storage": {"stall_seconds": 5.0}})
