@@ -127,6 +127,7 @@ def deploy(
     no_schedule: Annotated[bool, typer.Option("--no-schedule", help="Only on events and by hand.")] = False,
     pool: Annotated[str, typer.Option(help="Of planning and deciding.")] = "masksieve",
     gpu_pool: Annotated[str, typer.Option(help="Of labelling and training.")] = "masksieve-gpu",
+    wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for a server that starts.", min=0)] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Put masksieve's deployments, schedules and automations on a Prefect server; a second call changes nothing.
@@ -134,7 +135,9 @@ def deploy(
     Drop, labels and a settings file are named as the workers see them. Store keys stay with the workers
     (AWS_* variables, or a settings file there).
     """
-    from flows.deployments import Schedule, deploy
+    from flows.api import Api as Server
+    from flows.deployments import Schedule, deploy, load_flows
+    from flows.machine import wait_for
 
     _one_schedule(cron, every)
     schedules: list[Schedule] = []
@@ -143,6 +146,8 @@ def deploy(
     elif not no_schedule:
         schedules = [Schedule(cron=one, timezone=timezone) for one in cron or [EVERY_TEN_MINUTES]]
     with _server_errors(api):
+        load_flows()
+        wait_for(Server(api.rstrip("/")), wait)
         found = deploy(
             api.rstrip("/"), drop=_word("--drop", drop), out=_word("--out", out), config=config,
             overrides=overrides_of(set_), schedules=schedules, pool=pool, gpu_pool=gpu_pool,

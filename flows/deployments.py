@@ -275,6 +275,12 @@ def _create(
     )
 
 
+def load_flows() -> None:
+    """Load all flows, which takes a while; it can be done before the server is there."""
+    for one in DEPLOYMENTS:
+        flow_of(one)
+
+
 def flow_of(one: Deployed) -> Flow[..., Any]:
     """The flow that a deployment runs."""
     module, _, name = one.entrypoint.rpartition(".")

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -59,10 +59,10 @@ class Home:
         return file
 
     @contextlib.contextmanager
-    def claimed(self, about: Mapping[str, object]) -> Iterator[None]:
+    def claimed(self) -> Iterator[Callable[[str], None]]:
         """Hold the home for this process; the kernel lets go of it however the process ends.
 
-        Args:   about: what a second caller is told.
+        Yields: call it with the server's address, which a second caller is told.
         Raises: SettingsError if another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,14 @@ class Home:
                 told = _told(lock.read())
                 step = "stop it first (Ctrl-C or SIGTERM), or give another --home"
                 raise SettingsError(f"nothing that runs in {self.path}", told, step) from None
-            lock.truncate(0)
-            lock.write(json.dumps({"pid": os.getpid(), **about}))
-            lock.flush()
-            yield
+
+            def say(url: str) -> None:
+                lock.truncate(0)
+                lock.write(json.dumps({"pid": os.getpid(), "url": url}))
+                lock.flush()
+
+            say("a port of its own")
+            yield say
 
 
 def _told(text: str) -> str:
@@ -200,16 +204,24 @@ def threads_each(workers: int) -> int:
     return max(1, cores // workers)
 
 
-def wait_for(api: Api, child: Child) -> None:
-    """Wait until a server that was started here answers.
+def wait_for(api: Api, seconds: float = START_SECONDS, child: Child | None = None) -> None:
+    """Wait until a server answers.
 
-    Raises: ServerError with the end of its log if it ended or took too long.
+    Args:   seconds: at most so long; child: the server's process, if it was started here.
+    Raises: ServerError, with the end of its log if it was started here, if it ended or took too long.
     """
-    end = time.monotonic() + START_SECONDS
-    while child.pid is not None and time.monotonic() < end:
-        if api.healthy():
-            return
+    end = time.monotonic() + seconds
+    ended = False
+    while not api.healthy():
+        ended = child is not None and child.pid is None
+        if ended or time.monotonic() >= end:
+            break
         time.sleep(0.1)
-    lines = child.log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-    got = "its end" if child.pid is None else f"none within {START_SECONDS:.0f} s"
-    raise ServerError(f"an answer from the Prefect server at {api.url}", f"{got}: {lines[0]}", f"read {child.log}")
+    else:
+        return
+    got, step = "no answer", "check the address (it ends in /api), and that the server runs"
+    if child is not None:
+        lines = child.log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        got = f"its end: {lines[0]}" if ended else f"none within {seconds:.0f} s: {lines[0]}"
+        step = f"read {child.log}"
+    raise ServerError(f"an answer from the Prefect server at {api.url}", got, step)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flows.api import Api
 from flows.machine import (
+    START_SECONDS,
     Home,
     ServerError,
     base_environment,
@@ -116,19 +117,21 @@ def up(machine: Machine, tell: Callable[[str], None], show: Callable[[Standing],
     if "://" not in drop.url and not Path(drop.url).is_dir():
         raise SettingsError("a folder or s3:// prefix as --drop", f"no folder {drop.url}", "make it, or check the path")
     database = None if machine.database is None else database_url(machine.database)
-    for port, option in ((machine.port, "--port"), (machine.metrics_port, "--metrics-port")):
-        if port:
-            require_port(machine.host, port, option)
-    port = machine.port or free_port(machine.host)
-    reach = "127.0.0.1" if machine.host == "0.0.0.0" else machine.host
-    url = f"http://{reach}:{port}"
-    with machine.home.claimed({"url": url}), ended() as supervisor:
+    with machine.home.claimed() as say, ended() as supervisor:
+        for wanted, option in ((machine.port, "--port"), (machine.metrics_port, "--metrics-port")):
+            if wanted:
+                require_port(machine.host, wanted, option)
+        port = machine.port or free_port(machine.host)
+        reach = "127.0.0.1" if machine.host == "0.0.0.0" else machine.host
+        url = f"http://{reach}:{port}"
+        say(url)
         served = supervisor.start(server(machine.home, machine.host, port, database))
         supervisor.last = (served,)
         api, environment = Api(f"{url}/api"), base_environment(machine.home)
         tell(f"starting: server at {url}, {machine.workers} workers; logs in {machine.home.path / 'logs'}")
-        wait_for(api, served)
-        _deploy(machine, api, environment)
+        deploying = _deploy(machine, api, environment)
+        wait_for(api, child=served)
+        _require_deployed(deploying, machine.home)
         metrics = machine.home.path / "metrics"
         metrics.mkdir(exist_ok=True)
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
@@ -204,11 +207,9 @@ def _try_run(api: Api) -> None:
         log.warning("could not start a plan: %s", error)
 
 
-def _deploy(machine: Machine, api: Api, environment: Mapping[str, str]) -> None:
-    """Put the deployments on the server, in a process of its own: it loads every flow, which this one need not keep.
-
-    Raises: ServerError if that fails; it says itself why.
-    """
+def _deploy(machine: Machine, api: Api, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Begin to put the deployments on the server, in a process of its own: it loads every flow, which this one need not
+    keep, while the server starts."""
     schedule = ["--no-schedule"]
     if not machine.once and machine.every_seconds is not None:
         schedule = ["--every", str(machine.every_seconds)]
@@ -217,11 +218,22 @@ def _deploy(machine: Machine, api: Api, environment: Mapping[str, str]) -> None:
     config = [] if machine.config is None else ["--config", machine.config]
     words = [part for word in machine.set_ for part in ("--set", word)]
     command = [sys.executable, "-P", "-m", "flows.cli", "deploy", "--quiet", "--api", api.url]
+    command += ["--wait", str(START_SECONDS)]
     command += ["--drop", machine.drop, "--out", machine.out, *config, *words, *schedule]
-    done = subprocess.run(command, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ServerError("deployments on the server", lines[-1], f"read {machine.home.log('server')}")
+    log_file = machine.home.log("deploy")
+    with log_file.open("wb") as out:
+        return subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def _require_deployed(deploying: subprocess.Popen[str], home: Home) -> None:
+    """Raises: ServerError if the deployments could not be made; their process has said why."""
+    if code := deploying.wait():
+        log_file = home.log("deploy")
+        lines = log_file.read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
+        raise ServerError("deployments on the server", lines[-1].removeprefix("masksieve: "), f"read {log_file}")
 
 
 def absolute(address: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.api import Api
-from flows.machine import ServerError, threads_each, worker
+from flows.machine import threads_each, wait_for, worker
 from flows.supervise import ended
 from pipeline.metrics import start_metrics_server
 
@@ -35,9 +35,7 @@ def work(
         tell: called with a line for people.
     Raises: ServerError if nothing answers there; StorageError if the metrics' port is taken.
     """
-    if not Api(api).healthy():
-        step = "check the address (it ends in /api), and that the server runs"
-        raise ServerError(f"a Prefect server at {api}", "no answer", step)
+    wait_for(Api(api), 0)
     metrics = home / "metrics"
     metrics.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)}

@@ -137,9 +137,11 @@ def test_a_home_has_one_master(tmp_path: Path) -> None:
 
     home = Home.of(tmp_path / "home")
     told = f"PID {os.getpid()} at http://127.0.0.1:4200"
-    with home.claimed({"url": "http://127.0.0.1:4200"}), pytest.raises(SettingsError, match=told), home.claimed({}):
-        pass
-    with home.claimed({}):
+    with home.claimed() as say:
+        say("http://127.0.0.1:4200")
+        with pytest.raises(SettingsError, match=told), home.claimed():
+            pass
+    with home.claimed():
         pass
 
 
