@@ -12,16 +12,18 @@ import logging
 import os
 import re
 import socket
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ForgottenError, StorageError
+from pipeline.ledger_sql import SqlLedger
 from pipeline.records import SCHEMA_VERSION
 from pipeline.storage.manifest import FileRecord, checked_video_id
 from pipeline.storage.objects import ObjectStore
@@ -29,7 +31,8 @@ from pipeline.storage.objects import ObjectStore
 logger = logging.getLogger(__name__)
 
 _TOLD: set[str] = set()  # stores that this process has warned of
-_COMMIT_KEY = re.compile(r"commits/[0-9a-f]{64}/(\d{6,})\.json")
+_COMMIT_KEY = re.compile(r"commits/([0-9a-f]{64})/(\d{6,})\.json")
+READERS = 16
 
 
 class CommitConflict(StorageError):
@@ -101,20 +104,57 @@ class Ledger:
 
     Args:
         store: where the facts are.
-        sql_path: SQLite file for a store without conditional writes; None for $MASKSIEVE_LEDGER, else
-            ~/.local/state/masksieve/commits.sqlite. Writers that may race must share it.
+        sql: for a store without conditional writes: a SQLite file or `postgresql://...`; None for $MASKSIEVE_LEDGER,
+            else ~/.local/state/masksieve/commits.sqlite. Writers that may race must share it.
     """
 
-    def __init__(self, store: ObjectStore, sql_path: Path | None = None) -> None:
+    def __init__(self, store: ObjectStore, sql: Path | str | None = None) -> None:
         self.store = store
-        default = os.environ.get("MASKSIEVE_LEDGER") or "~/.local/state/masksieve/commits.sqlite"
-        self.sql_path = Path(sql_path or default).expanduser()
+        self._sql_place = sql or os.environ.get("MASKSIEVE_LEDGER") or "~/.local/state/masksieve/commits.sqlite"
+
+    @cached_property
+    def sql(self) -> SqlLedger:
+        """What takes the place of conditional writes."""
+        return SqlLedger(self._sql_place, self.store.patience)
 
     def generations(self, video_id: str) -> list[int]:
         """Generations that are committed, ascending."""
-        listed = self.store.list(f"commits/{checked_video_id(video_id)}/")
-        numbers = {int(match[1]) for key in listed if (match := _COMMIT_KEY.fullmatch(key))}
-        return sorted(numbers | self._reconciled(video_id, numbers))
+        return sorted(self._listed(f"commits/{checked_video_id(video_id)}/", video_id).get(video_id, ()))
+
+    def newest_generations(self) -> dict[str, int]:
+        """The highest generation of every video that was ever committed, from one listing."""
+        return {video_id: max(numbers) for video_id, numbers in self._listed("commits/").items()}
+
+    def read_all(self, video_ids: Collection[str] | None = None) -> Iterator[Commit]:
+        """The newest commit of each video, in no order, read side by side.
+
+        Args:   video_ids: None for all; one that was never committed gives nothing.
+        Raises: StorageError if one is damaged.
+        """
+        newest = self.newest_generations() if video_ids is None else dict.fromkeys(video_ids, 0)
+
+        def read(one: tuple[str, int]) -> Commit | None:
+            video_id, generation = one
+            if not generation:
+                return self.newest(video_id)
+            try:
+                return self.read(video_id, generation)
+            except StorageError:
+                if self.store.exists(commit_key(video_id, generation)):
+                    raise
+                return None  # removed since it was listed
+
+        left = iter(newest.items())
+        with ThreadPoolExecutor(READERS) as pool:
+            while some := list(islice(left, READERS * 16)):
+                yield from (commit for commit in pool.map(read, some) if commit is not None)
+
+    def remove(self, video_id: str) -> None:
+        """Remove all commits of a video, the newest last: a reader sees the newest or none. The facts stay."""
+        if self._uses_sql:
+            self.sql.delete(self.store.identity, checked_video_id(video_id))  # first: a row would write its JSON anew
+        for key in sorted(self.store.list(f"commits/{checked_video_id(video_id)}/")):
+            self.store.delete(key)
 
     def read(self, video_id: str, generation: int) -> Commit:
         """One commit. Raises StorageError if it is missing or damaged."""
@@ -179,12 +219,24 @@ class Ledger:
             host=socket.gethostname(),
         )
         if self._publish(commit):
+            self._take_back_forgotten(video_id)
             return commit
         newest = self.newest(video_id)
         if newest is not None and newest.work_key == work_key:
             return newest
         taken = "nothing" if newest is None else f"generation {newest.generation} of run {newest.run_id}"
         raise CommitConflict(f"generation {commit.generation} to be free", taken, "run again on top of it")
+
+    def _take_back_forgotten(self, video_id: str) -> None:
+        """Remove what was just committed if the video was forgotten meanwhile: either `forget` saw it, or we see that.
+
+        Raises: ForgottenError.
+        """
+        try:
+            self.refuse_forgotten(video_id)
+        except ForgottenError:
+            self.remove(video_id)
+            raise
 
     def _publish(self, commit: Commit) -> bool:
         body = commit.model_dump_json(indent=1).encode()
@@ -195,60 +247,47 @@ class Ledger:
             logger.warning(
                 "%s has no conditional writes: commits go through %s, which all writers must share",
                 self.store.url,
-                self.sql_path,
+                self.sql.where,
             )
             _TOLD.add(self.store.identity)
         if commit.generation in self.generations(commit.video_id):  # perhaps of a writer with another SQL file
             return False
-        row = (self.store.identity, commit.video_id, commit.generation, body)
-        with self._sql(create=True) as database:
-            assert database is not None
-            try:
-                with database:
-                    database.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", row)
-            except sqlite3.IntegrityError:
-                return False
+        if not self.sql.insert(self.store.identity, commit.video_id, commit.generation, body):
+            return False
         self.store.put_atomic(key, body)
         return True
 
-    def _reconciled(self, video_id: str, listed: set[int]) -> set[int]:
-        """Committed by SQL and without their JSON yet: a writer ended in between. Their JSON is written now.
+    @property
+    def _uses_sql(self) -> bool:
+        """Whether there may be rows of this store; a folder never has any."""
+        return self.store.path("commits") is None and not self.store.known_conditional and self.sql.there
 
-        Rows whose files are gone from the store (it was emptied) are removed.
-        """
-        found: set[int] = set()
-        where = (self.store.identity, video_id)
-        with self._sql() as database:
-            if database is None:
-                return found
-            query = "SELECT generation, body FROM commits WHERE store = ? AND video_id = ?"
-            for generation, body in database.execute(query, where).fetchall():
-                if generation in listed:
-                    continue
-                if all(self.store.exists(record.key) for record in Commit.model_validate_json(body).files):
-                    self.store.put_atomic(commit_key(video_id, generation), body)
-                    found.add(generation)
-                    continue
-                with database:
-                    query = "DELETE FROM commits WHERE store = ? AND video_id = ? AND generation = ?"
-                    database.execute(query, (*where, generation))
+    def _listed(self, prefix: str, video_id: str | None = None) -> dict[str, set[int]]:
+        """The generations below a prefix of all videos, or of one, those that SQL alone knows among them."""
+        found: dict[str, set[int]] = {}
+        for key in self.store.list(prefix):
+            if match := _COMMIT_KEY.fullmatch(key):
+                found.setdefault(match[1], set()).add(int(match[2]))
+        if not self._uses_sql:
+            return found
+        if video_id is not None:
+            rows = {video_id: {number for number, _ in self.sql.rows(self.store.identity, video_id)}}
+        else:
+            rows = self.sql.generations(self.store.identity)
+        for video, numbers in rows.items():
+            for number in sorted(numbers - found.get(video, set())):
+                if self._copied(video, number):
+                    found.setdefault(video, set()).add(number)
         return found
 
-    @contextmanager
-    def _sql(self, create: bool = False) -> Iterator[sqlite3.Connection | None]:
-        """The SQLite database; None if there is none to read, or the store needs none."""
-        local = self.store.path("commits") is not None
-        if not create and (local or not self.sql_path.is_file()):
-            yield None
-            return
-        try:
-            self.sql_path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.sql_path, timeout=30)) as database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS commits (store TEXT, video_id TEXT, generation INTEGER, body BLOB,"
-                    " PRIMARY KEY (store, video_id, generation))"
-                )
-                yield database
-        except (sqlite3.Error, OSError) as error:
-            step = "set MASKSIEVE_LEDGER to a file that can be written"
-            raise StorageError(f"a commit ledger at {self.sql_path}", str(error), step) from error
+    def _copied(self, video_id: str, generation: int) -> bool:
+        """Committed by SQL and without its JSON yet: a writer ended in between. The JSON is written now.
+
+        A row whose files are gone from the store (it was emptied) is removed.
+        """
+        for _, body in self.sql.rows(self.store.identity, video_id, generation):
+            if all(self.store.exists(record.key) for record in Commit.model_validate_json(body).files):
+                self.store.put_atomic(commit_key(video_id, generation), body)
+                return True
+            self.sql.delete(self.store.identity, video_id, generation)
+        return False

@@ -137,7 +137,9 @@ def label_all(
     """
     from pipeline.label import label_video
     from pipeline.prefetch import Prefetch
+    from pipeline.scratch import sweep_scratch
 
+    sweep_scratch(settings)
     model: LoadedModel | None = None
     reports: list[VideoReport] = []
     console = notices()

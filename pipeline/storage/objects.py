@@ -69,6 +69,7 @@ class Backend(Protocol):
     def delete(self, key: str) -> None: ...
     def staged(self) -> Iterator[Staged]: ...
     def abort(self, key: str, upload: str) -> None: ...
+    def keeps_versions(self) -> bool | None: ...
     def error(self, error: Exception, doing: str, uri: str) -> StorageError: ...
 
 
@@ -210,6 +211,19 @@ class ObjectStore:
         """Let go of an upload in parts; one that is gone is no error."""
         with self._typed("delete", key):
             self._backend.abort(_checked(key), upload)
+
+    def keeps_versions(self) -> bool | None:
+        """Whether what is deleted or replaced can be had again from the store; None if it does not say."""
+        return self._backend.keeps_versions()
+
+    @property
+    def known_conditional(self) -> bool:
+        """Whether this process has seen that the store keeps the first of two writers; asks nothing of it."""
+        return self.identity in _KNOWN and _KNOWN[self.identity].create
+
+    def patience(self) -> Patience:
+        """The budget of an operation on this store."""
+        return self._backend.patience()
 
     def sweep_staged(self, older_than_seconds: float) -> int:
         """Remove what is staged for so long that its writer must be dead. Returns how many."""

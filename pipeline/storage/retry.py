@@ -34,8 +34,8 @@ PASSING_ERRNOS = frozenset((
     errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN,
 ))  # fmt: skip
 PASSING_NAMES = frozenset((
-    "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientConnectionError", "ClientPayloadError",
-    "SSHException", "ServiceRequestError", "ServiceResponseError", "TransportError",
+    "ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError", "ClientConnectionError",
+    "ClientPayloadError", "SSHException", "ServiceRequestError", "ServiceResponseError", "TransportError",
 ))  # fmt: skip
 """Classes of HTTP and SSH libraries for what went wrong on the way, by name: they need not be installed."""
 LASTING = (

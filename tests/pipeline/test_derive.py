@@ -167,12 +167,12 @@ def test_a_server_without_conditions_is_repaired_by_the_look_afterwards(
     put = backend._conditional  # type: ignore[attr-defined]
     rival: list[str] = []
 
-    def interrupted(key: str, source: Path | bytes, **condition: str) -> bool:
+    def interrupted(key: str, data: bytes, version: str | None) -> bool:
         if not rival and key.startswith("labels/"):
             rival.append(key)
             commit(ledger, facts({1: [0.95] * 6, 2: [0.95] * 6}), "k2")
             assert derive(ledger.store, ledger, VIDEO, POLICY).generation == 2
-        return bool(put(key, source, **condition))
+        return bool(put(key, data, version))
 
     monkeypatch.setattr(backend, "_conditional", interrupted)
     derive(ledger.store, ledger, VIDEO, POLICY)

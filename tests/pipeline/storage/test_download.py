@@ -108,11 +108,17 @@ def store(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     thread.start()
     settings = {
         "endpoint_url": f"http://127.0.0.1:{server.server_port}", "region": "us-east-1", "access_key_id": "a",
-        "secret_access_key": "b", "retry_seconds": 1.0, "stall_seconds": 0.5,
+        "secret_access_key": "b",
     }  # fmt: skip
     yield ObjectStore("s3://bucket", StorageSettings.model_validate(settings))
     server.shutdown()
     server.server_close()
+
+
+def impatient(store: ObjectStore) -> None:
+    """Little patience, for what never gets better."""
+    backend: Any = store._backend
+    backend._settings = backend._settings.model_copy(update={"retry_seconds": 1.0, "stall_seconds": 0.5})
 
 
 @pytest.mark.parametrize("server", ["rclone", "moto"])
@@ -180,6 +186,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(
 def test_a_connection_that_always_breaks_ends_within_the_budget_with_nothing_left(
     bad: Bad, store: ObjectStore, tmp_path: Path
 ) -> None:
+    impatient(store)
     bad.cut_always = 1
     began = time.monotonic()
     with pytest.raises(UnavailableError, match=rf"{len(DATA)} bytes of s3://bucket/x, got \d+, \d+ breaks in a row"):
@@ -190,6 +197,7 @@ def test_a_connection_that_always_breaks_ends_within_the_budget_with_nothing_lef
 
 
 def test_the_budget_is_for_the_time_without_progress(bad: Bad, store: ObjectStore, tmp_path: Path) -> None:
+    impatient(store)
     bad.cut_always = 1_200_000
     bad.on_get = lambda bad: time.sleep(0.45)
     began = time.monotonic()
@@ -203,6 +211,7 @@ def test_a_server_that_is_busy_for_a_while_is_waited_for(bad: Bad, store: Object
 
 
 def test_a_server_that_falls_silent_is_given_up(bad: Bad, store: ObjectStore, tmp_path: Path) -> None:
+    impatient(store)
     bad.silent = True
     with pytest.raises(UnavailableError, match=r"nothing for 0\.5 s"):
         store.get_file("x", tmp_path / "x")
@@ -211,6 +220,7 @@ def test_a_server_that_falls_silent_is_given_up(bad: Bad, store: ObjectStore, tm
 
 @pytest.mark.parametrize("says", [len(DATA) - 1000, len(DATA) + 1000])
 def test_a_store_that_lies_about_the_length_is_told(bad: Bad, store: ObjectStore, tmp_path: Path, says: int) -> None:
+    impatient(store)
     bad.head_length = says
     with pytest.raises(StorageError, match=f"expected {says} bytes"):
         store.get_file("x", tmp_path / "x")
