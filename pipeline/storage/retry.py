@@ -50,6 +50,14 @@ class BrokenConnection(Exception):
     """The bytes stopped before their end; reading on from there may help."""
 
 
+class DamagedUpload(BrokenConnection):
+    """The store took other bytes than were sent, as the version `tag`."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__("the store took other bytes than were sent")
+        self.tag = tag
+
+
 class Misread(Exception):
     """What came is not the object that was described; reading it anew may help."""
 

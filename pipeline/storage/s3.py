@@ -9,6 +9,7 @@ import io
 import os
 import threading
 import time
+import uuid
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, TypeVar
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, TypeVar
 from pipeline.errors import DiskSpaceError, StorageError, UnavailableError
 from pipeline.storage.download import CHUNK_BYTES, READINGS, Entry, ObjectFacts, Staged, stopped
 from pipeline.storage.ranged import ranged
-from pipeline.storage.retry import BrokenConnection, Misread, Patience, passing, reason
+from pipeline.storage.retry import BrokenConnection, DamagedUpload, Misread, Patience, passing, reason
 from pipeline.storage.s3_answers import content_md5, md5_hex, md5_of, not_implemented, refused_by_condition, sha256_of
 from pipeline.storage.s3_parts import abort, put_in_parts, uploads
 from pipeline.storage.secrets import checked_url, remember
@@ -28,6 +29,8 @@ SINGLE_PUT_BYTES = 64 * 2**20
 """Up to here one PUT, which can be conditional; larger files go in parts, which can't."""
 CONNECT_SECONDS = 10
 CLIENT_SECONDS = 60.0
+WRITE = "masksieve-write"
+"""Metadata of objects that were written on a condition: which write it was."""
 
 T = TypeVar("T")
 
@@ -145,7 +148,7 @@ class S3Backend:
         only = {"IfMatch": facts.tag} if facts.tag else {}
         part = {"Range": f"bytes={offset}-"} if offset else {}
         try:
-            answered = self._once("get_object", key, patience, stop, **only, **part)
+            answered = self.once("get_object", key, patience, stop, **only, **part)
         except Exception as error:
             if refused_by_condition(error):
                 raise Misread(f"the version {facts.tag}", "another one") from error
@@ -225,35 +228,47 @@ class S3Backend:
 
     def call(self, method: str, key: str | None, patience: Patience, **arguments: Any) -> dict[str, Any]:
         """One request and its answer; passing errors are waited out."""
-        return patience.insist(lambda: self._once(method, key, patience, None, **arguments))
+        return patience.insist(lambda: self.once(method, key, patience, **arguments))
 
-    def _once(
-        self, method: str, key: str | None, patience: Patience, stop: threading.Event | None, **arguments: Any
+    def once(
+        self, method: str, key: str | None, patience: Patience, stop: threading.Event | None = None, **arguments: Any
     ) -> dict[str, Any]:
+        """One request and its answer, tried once."""
         if not self._connected:  # reads the libraries' models and the keys, which is no matter of the store's
             self._await(self.fs.set_session(), Patience(0, CLIENT_SECONDS), self.uri(key or ""), stop)
             self._connected = True
+            patience.renew()
         named = arguments if key is None else {**arguments, "Key": self.full_key(key)}
-        body = _Upload(named["Body"]) if "Body" in named else None
-        if body is not None:
-            named = {**named, "Body": body, "ContentMD5": content_md5(named["Body"])}
-        return self._await(
-            self.fs._call_s3(method, Bucket=self.bucket, **named), patience, self.uri(key or ""), stop, body
-        )
+        uri = self.uri(key or "")
+        if "Body" not in named:
+            got: dict[str, Any] = self._await(
+                self.fs._call_s3(method, Bucket=self.bucket, **named), patience, uri, stop
+            )
+            return got
+        body, md5 = _Upload(named["Body"]), md5_hex(named["Body"])
+        named = {**named, "Body": body, "ContentMD5": content_md5(md5)}
+        request = self.fs._call_s3(method, Bucket=self.bucket, **named)
+        answered: dict[str, Any] = self._await(request, patience, uri, stop, body)
+        if md5_of(answered, self.bucket) not in (None, md5):  # of a server that does not look at Content-MD5
+            raise DamagedUpload(answered["ETag"])
+        return answered
 
     def _conditional(self, key: str, data: bytes, version: str | None) -> bool:
         """PUT only over this version, None for nothing.
 
-        A try that broke may have landed all the same, and then the next one is refused: what lies there tells.
+        A try that broke may have landed all the same, and then the next one is refused (aiohttp makes one on its own
+        where a connection was reset): the object that lies there says whose it is.
         """
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-        patience = self.patience()
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        mark, patience = uuid.uuid4().hex, self.patience()
         while not self.no_conditions:
             try:
-                self._once("put_object", key, patience, None, Body=data, **condition)
+                self.once("put_object", key, patience, Body=data, Metadata={WRITE: mark}, **condition)
             except Exception as error:
                 if refused_by_condition(error):
-                    return patience.breaks > 0 and self._holds(key, data)
+                    return self._landed(key, data, mark, patience)
+                if isinstance(error, DamagedUpload):
+                    condition = {"IfMatch": error.tag}  # it is ours to mend
                 if not_implemented(error):
                     self.no_conditions = True  # some servers answer 501 instead of ignoring the condition
                 elif version is not None and isinstance(error, FileNotFoundError):
@@ -269,20 +284,22 @@ class S3Backend:
         self._put_object(key, data, patience)
         return True
 
-    def _holds(self, key: str, data: bytes) -> bool:
+    def _landed(self, key: str, data: bytes, mark: str, patience: Patience) -> bool:
+        """Whether the object is what this write made; by its bytes where a server keeps no metadata."""
         try:
-            return self.get(key) == data
+            there = self.call("head_object", key, self.patience()).get("Metadata", {}).get(WRITE)
+            return bool(there == mark if there else patience.breaks and self.get(key) == data)
         except FileNotFoundError:
             return False
 
     def _put_object(self, key: str, data: bytes, patience: Patience) -> None:
         self.call("put_object", key, patience, Body=data)
 
-    def _read(self, key: str, patience: Patience, start: int | None = None, end: int = 0, **only: str) -> bytes:
+    def _read(self, key: str, patience: Patience, start: int | None = None, end: int = 0, **only: Any) -> bytes:
         """An object, or the bytes of [start, end). Raises BrokenConnection if fewer came, Misread if others did."""
-        part = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
+        part: dict[str, Any] = {} if start is None else {"Range": f"bytes={start}-{end - 1}"}
         try:
-            answered = self._once("get_object", key, patience, None, **only, **part)
+            answered = self.once("get_object", key, patience, **only, **part)
         except Exception as error:
             if refused_by_condition(error):
                 raise Misread("an object that holds still", "another version of it") from error

@@ -16,9 +16,9 @@ def md5_hex(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def content_md5(data: bytes) -> str:
+def content_md5(md5: str) -> str:
     """MD5 as the header Content-MD5 has it: the server refuses a body that was damaged on the way."""
-    return base64.b64encode(bytes.fromhex(md5_hex(data))).decode()
+    return base64.b64encode(bytes.fromhex(md5)).decode()
 
 
 def md5_of(head: dict[str, Any], bucket: str) -> str | None:

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.storage.download import Staged
 from pipeline.storage.retry import Misread, answer, passing, reason
-from pipeline.storage.s3_answers import md5_hex
 
 if TYPE_CHECKING:
-    from pipeline.storage.retry import Patience
     from pipeline.storage.s3 import S3Backend
 
 log = logging.getLogger(__name__)
@@ -32,16 +30,15 @@ def put_in_parts(store: S3Backend, key: str, source: Path) -> None:
     upload = str(store.call("create_multipart_upload", key, store.patience())["UploadId"])
     try:
         parts: list[dict[str, Any]] = []
-        digests = hashlib.md5(usedforsecurity=False)
+        md5 = hashlib.md5(usedforsecurity=False)
         with source.open("rb") as file:
             while data := file.read(part_bytes):
                 number = len(parts) + 1
                 about: dict[str, Any] = {"UploadId": upload, "PartNumber": number}
                 done = store.call("upload_part", key, store.patience(), Body=data, **about)
                 parts.append({"ETag": done["ETag"], "PartNumber": number})
-                digests.update(bytes.fromhex(md5_hex(data)))
-        tag = f"{digests.hexdigest()}-{len(parts)}"
-        _complete(store, key, upload, parts, tag, store.patience())
+                md5.update(data)
+        _complete(store, key, upload, parts, md5.hexdigest())
         found = int(store.call("head_object", key, store.patience())["ContentLength"])
         if found != size:
             raise Misread(f"{size} bytes", f"{found} after the upload")
@@ -53,22 +50,31 @@ def put_in_parts(store: S3Backend, key: str, source: Path) -> None:
         raise
 
 
-def _complete(
-    store: S3Backend, key: str, upload: str, parts: list[dict[str, Any]], tag: str, patience: Patience
-) -> None:
+def _complete(store: S3Backend, key: str, upload: str, parts: list[dict[str, Any]], md5: str) -> None:
     """End an upload. A try that broke may have ended it all the same, and then there is none any more."""
+    patience = store.patience()
     while True:
         try:
-            done = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-            store._once("complete_multipart_upload", key, patience, None, **done)
+            store.once("complete_multipart_upload", key, patience, UploadId=upload, MultipartUpload={"Parts": parts})
             return
         except Exception as error:
-            gone = answer(error)[0] == 404
-            if gone and patience.breaks and (store.version(key) or "").strip('"') == tag:
+            if answer(error)[0] == 404 and patience.breaks and _md5_there(store, key) == md5:
                 return
             if not passing(error):
                 raise
             patience.pause(error)
+
+
+def _md5_there(store: S3Backend, key: str) -> str | None:
+    """The MD5 of the bytes that lie there, read through; an ETag of parts is not the same on all servers."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    try:
+        with store.open(key) as file:
+            while data := file.read(PART_BYTES):
+                md5.update(data)
+    except FileNotFoundError:
+        return None
+    return md5.hexdigest()
 
 
 def uploads(store: S3Backend) -> Iterator[Staged]:

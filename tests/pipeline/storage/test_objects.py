@@ -243,14 +243,14 @@ def test_a_server_that_answers_501_to_conditions_is_used_without_them(
             "Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}
         }  # fmt: skip
 
-    once = S3Backend._once
+    once = S3Backend.once
 
     def picky(self: S3Backend, method: str, *words: Any, **arguments: Any) -> Any:
         if "IfMatch" in arguments or "IfNoneMatch" in arguments:
             raise NotImplementedAnswer
         return once(self, method, *words, **arguments)
 
-    monkeypatch.setattr(S3Backend, "_once", picky)
+    monkeypatch.setattr(S3Backend, "once", picky)
     store = ObjectStore(moto_s3.new_bucket(), moto_s3.settings())
     assert store.probe_conditional_put() is False
     assert store.put_if_absent("a", b"1")
