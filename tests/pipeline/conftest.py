@@ -1,4 +1,4 @@
-"""S3 servers for tests: a real one that ignores conditional writes, and one that knows them."""
+"""Servers for tests: an S3 that ignores conditional writes, one that knows them, and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -94,3 +95,35 @@ def moto_s3() -> Iterator[S3Server]:
     host, port = server.get_host_and_port()
     yield S3Server(f"http://{host}:{port}")
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL of this session with a password, run by a user that is not root."""
+    found = shutil.which("pg_ctl") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")), default=None)
+    if found is None:
+        pytest.skip("no pg_ctl: install postgresql")
+    tools = Path(found).resolve().parent
+    folder, port, password = Path(tempfile.mkdtemp(prefix="masksieve-test-pg-")), _free_port(), "pg-secret-word"
+    as_user = [] if os.geteuid() else ["runuser", "-u", "postgres", "--"]
+    (folder / "password").write_text(password)
+    if as_user:
+        for path in (folder, folder / "password"):
+            shutil.chown(path, "postgres")
+
+    def do(*words: str) -> None:
+        done = subprocess.run([*as_user, *words], capture_output=True, text=True, cwd=folder, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    data, log = str(folder / "data"), folder / "log.txt"
+    try:
+        do(
+            str(tools / "initdb"), "-D", data, "-U", "masksieve", "--pwfile", str(folder / "password"), "--no-sync",
+            "-A", "scram-sha-256", "--no-locale", "-E", "UTF8",
+        )  # fmt: skip
+        options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c shared_buffers=16MB -c max_connections=50"
+        do(str(tools / "pg_ctl"), "-D", data, "-w", "-l", str(log), "-o", options, "start")
+        yield f"postgresql://masksieve:{password}@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*as_user, str(tools / "pg_ctl"), "-D", data, "-m", "immediate", "stop"], capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
