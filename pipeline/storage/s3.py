@@ -20,7 +20,7 @@ from pipeline.storage.ranged import ranged
 from pipeline.storage.retry import BrokenConnection, DamagedUpload, Misread, Patience, passing, reason
 from pipeline.storage.s3_answers import content_md5, md5_hex, md5_of, not_implemented, refused_by_condition, sha256_of
 from pipeline.storage.s3_parts import abort, put_in_parts, uploads
-from pipeline.storage.secrets import checked_url, remember
+from pipeline.storage.secrets import blot_out, checked_url, remember
 
 if TYPE_CHECKING:
     from pipeline.settings import StorageSettings
@@ -55,6 +55,7 @@ class S3Backend:
             "token": settings.session_token,
         }
         remember(secrets.values())
+        blot_out("botocore.auth", "botocore.endpoint")
         self.fs = s3fs.S3FileSystem(
             **{name: value.get_secret_value() for name, value in secrets.items() if value is not None},
             client_kwargs={name: value for name, value in client.items() if value is not None},

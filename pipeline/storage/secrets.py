@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -38,6 +39,21 @@ def masked(text: str) -> str:
         for spelled in {value, quote(value, safe="")}:
             text = text.replace(spelled, HIDDEN)
     return _USERINFO.sub(f"{HIDDEN}@", _QUERY.sub(rf"\1{HIDDEN}", text))
+
+
+class _Blotting(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let a record pass, without keys."""
+        record.msg, record.args = masked(record.getMessage()), ()
+        return True
+
+
+def blot_out(*loggers: str) -> None:
+    """Mask what other libraries log: at DEBUG, botocore tells of requests with their session tokens."""
+    for name in loggers:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _Blotting) for one in logger.filters):
+            logger.addFilter(_Blotting())
 
 
 def checked_url(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from pipeline.errors import DiskSpaceError, StorageError, UnavailableError
 from pipeline.settings import StorageSettings
 from pipeline.storage import local
-from pipeline.storage.objects import ObjectStore
+from pipeline.storage.objects import Capabilities, ObjectStore
 
 
 @pytest.fixture(params=["local", "rclone", "moto"])
@@ -64,6 +65,64 @@ def test_the_probe_tells_and_leaves_nothing(store: ObjectStore, request: pytest.
     ignores = "rclone" in request.node.name
     assert store.probe_conditional_put() is not ignores
     assert store.list() == []
+
+
+def test_what_a_store_can_do_is_tried_and_told_once_per_process(
+    store: ObjectStore, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pipeline.storage.objects")
+    knows = "rclone" not in request.node.name
+    settings = getattr(store._backend, "_settings", None)
+    assert not store.known_conditional
+    for again in (store, ObjectStore(store.url, settings)):
+        assert again.capabilities() == Capabilities(create=knows, replace=knows, fresh_listing=True)
+        assert again.known_conditional is knows
+    assert [record.levelname for record in caplog.records if store.url in record.getMessage()] == ["INFO"]
+    if (folder := store.path("x")) is not None:
+        assert list(folder.parent.iterdir()) == []
+
+
+def test_a_probe_of_a_dead_process_disturbs_nobody(store: ObjectStore) -> None:
+    store.put_atomic("probes/0123/object", b"first")
+    assert store.capabilities().fresh_listing
+    assert store.list() == ["probes/0123/object"]
+
+
+def test_a_listing_that_lags_is_said(moto_s3: Any, caplog: pytest.LogCaptureFixture) -> None:
+    store = ObjectStore(moto_s3.new_bucket(), moto_s3.settings())
+    store._backend.entries = lambda prefix: iter(())  # type: ignore[method-assign]
+    assert not store.capabilities().fresh_listing
+    assert "lag behind" in caplog.text
+
+
+def test_what_dead_writers_left_is_swept_by_age(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    store.put_atomic("labels/drop=a/v.parquet", b"whole")
+    left = [tmp_path / f"labels/drop=a/.v.parquet.{digit * 32}.tmp" for digit in "ab"]
+    for path in left:
+        path.write_bytes(b"half")
+    os.utime(left[0], (1, 1))
+    others = [tmp_path / ".hidden.tmp", tmp_path / "labels/drop=a/.v.parquet.tmp", tmp_path / "notes.tmp"]
+    for path in others:
+        path.write_text("mine")
+        os.utime(path, (1, 1))
+    assert {(one.key, one.size_bytes, one.upload) for one in store.staged()} == {
+        (path.relative_to(tmp_path).as_posix(), 4, None) for path in left
+    }
+    assert store.sweep_staged(3600) == 1
+    assert [path.exists() for path in left] == [False, True]
+    assert all(path.exists() for path in others)
+    assert store.sweep_staged(0) == 1
+
+
+def test_deleting_the_last_object_of_a_folder_removes_the_folder(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "out")
+    for key in ("a/b/c/x", "a/y"):
+        store.put_atomic(key, b"1")
+    store.delete("a/b/c/x")
+    assert sorted(path.name for path in (tmp_path / "out" / "a").iterdir()) == ["y"]
+    store.delete("a/y")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["local", "moto"])
@@ -211,7 +270,7 @@ def test_other_stores_are_refused(url: str) -> None:
         ObjectStore(url)
 
 
-@pytest.mark.parametrize("key", ["", "../x", "a//b", "/etc/x", "a/./b", "a\\b"])
+@pytest.mark.parametrize("key", ["", "../x", "a//b", "/etc/x", "a/./b", "a\\b", "a\nb", "a\0b", "a/..", "."])
 def test_keys_stay_below_the_root(key: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="relative key"):
         ObjectStore(tmp_path).put_atomic(key, b"1")
