@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from pipeline.cli.console import CallError, notices, results
+from pipeline.cli.console import CallError, notices, reading_the_call, results
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.progress import Counter
 from pipeline.cli.summary import counted, percent
@@ -49,6 +50,10 @@ def snapshot(
     from pipeline.storage.objects import ObjectStore
 
     settings = make_settings(config, set_)
+    with reading_the_call():
+        where = ObjectStore(to or out, settings.storage).uri(folder_of(name)).rstrip("/")
+    if "://" not in out and not Path(out).expanduser().is_dir():
+        raise CallError(f"labels in {out}", "no folder", "give the --out of masksieve label")
     chosen = tuple(sorted({word.strip() for word in decisions.split(",") if word.strip()}))
     if not chosen or set(chosen) - {"accept", "review", "hold"}:
         raise CallError("--decisions of accept, review, hold", repr(decisions), "write for example --decisions accept")
@@ -58,7 +63,7 @@ def snapshot(
     )  # fmt: skip
     with Counter(notices(), "reading", "rows") as progress:
         manifest = write_snapshot(out, options, settings, to=to, progress=progress)
-    tell(manifest, ObjectStore(to or out, settings.storage).uri(folder_of(name)).rstrip("/"))
+    tell(manifest, where)
 
 
 def tell(manifest: Manifest, where: str) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.records import read_metadata
 from pipeline.snapshot.card import put_cards
 from pipeline.snapshot.manifest import (
@@ -117,14 +117,20 @@ def _without(store: ObjectStore, folder: str, part: Part, video_id: str, scratch
 def _strays(
     store: ObjectStore, name: str, keys: list[str], manifest: Manifest | None, video_id: str
 ) -> list[tuple[str, int]]:
-    """Parts that no manifest names and that hold the video, with their frames of it."""
+    """Parts that no manifest names and that hold the video, or are not readable, with their frames of it."""
     folder = folder_of(name)
     named = set() if manifest is None else {f"{folder}{part.key}" for part in manifest.parts}
     found = []
     for key in keys:
         if key.endswith(".parquet") and key not in named:
-            with store.open(key) as file:
-                rows = pq.read_table(file, columns=["video_id"], filters=[("video_id", "==", video_id)]).num_rows
+            try:
+                with store.open(key) as file:
+                    rows = pq.read_table(file, columns=["video_id"], filters=[("video_id", "==", video_id)]).num_rows
+            except UnavailableError:
+                raise
+            except StorageError:  # nobody can read it, and nobody can say that the video is not in it
+                found.append((key, 0))
+                continue
             if rows:
                 found.append((key, rows))
     return found

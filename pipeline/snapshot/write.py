@@ -284,7 +284,9 @@ def _publish(store: ObjectStore, target: ObjectStore, folder: str, manifest: Man
         if sizes.get(f"{folder}{part.key}") != part.bytes:
             got = "missing: another run of this name, or a clean-up, removed it"
             raise StorageError(f"the part {part.key}", got, "make the snapshot again")
-    if not target.put_if_absent(f"{folder}{MANIFEST}", as_bytes(manifest)):
+    body = as_bytes(manifest)
+    won = target.put_if_absent(f"{folder}{MANIFEST}", body)
+    if not won or target.get(f"{folder}{MANIFEST}") != body:  # a store without conditional writes says yes to both
         put_cards(target, folder, read_manifest(target, folder))  # ours may lie over the winner's
         raise _taken(target, folder)
     named = {f"{folder}{key}" for key in (MANIFEST, *manifest.cards, *(part.key for part in manifest.parts))}
