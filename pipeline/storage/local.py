@@ -213,7 +213,10 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or removed in a folder outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # somebody removed what was in it, and it then
+        return
     try:
         os.fsync(descriptor)
     finally:

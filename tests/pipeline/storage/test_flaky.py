@@ -56,7 +56,7 @@ def test_every_operation_does_what_it_does_on_a_good_store(server: Any, seed: in
     keys = [f"{folder}/{name}" for folder in "ab" for name in "xyz"]
     with behind(server, seed, f"{server.new_bucket()}/out", rate=0.3) as (proxy, store):
         for step in range(60):
-            key, data = rng.choice(keys), f"{step} ".encode() * rng.randrange(1, 20_000)
+            key, data = rng.choice(keys), f"{step} ".encode() * rng.choice((1, 1000, 500_000))
             match rng.randrange(7):
                 case 0:
                     store.put_atomic(key, data)
@@ -170,6 +170,14 @@ def test_a_bit_that_flips_on_the_way_is_noticed(server: Any) -> None:
         assert all(store.get(f"x/{number}") == data for number in range(4))
 
 
+def test_a_server_that_looks_at_checksums_never_shows_a_damaged_object(rclone_s3: Any) -> None:
+    with behind(rclone_s3, 0, rclone_s3.new_bucket(), patience=0.0, faults=("flip up",), rate=1.0) as (proxy, store):
+        with pytest.raises(UnavailableError):
+            store.put_atomic("x", os.urandom(1000))
+        assert proxy.done["flip up"] > 0
+        assert not store.exists("x")
+
+
 @pytest.mark.slow
 def test_uploads_in_parts_come_whole_and_leave_nothing(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,6 +210,15 @@ def test_an_upload_in_parts_that_fails_is_aborted_and_a_dead_writers_is_swept(
         answered = once(method, *words, **more)
         return {**answered, "ContentLength": 3} if method == "head_object" else answered
 
+    def forbidden(method: str, *words: Any, **more: Any) -> Any:
+        if method == "upload_part":
+            raise PermissionError("no more")
+        return once(method, *words, **more)
+
+    monkeypatch.setattr(backend, "once", forbidden)
+    with pytest.raises(StorageError, match="check the keys"):
+        store.put_atomic("large", source)
+    assert list(store.staged()) == []
     monkeypatch.setattr(backend, "once", short)
     with pytest.raises(StorageError, match=r"1048593 bytes.*3 after the upload"):
         store.put_atomic("large", source)
