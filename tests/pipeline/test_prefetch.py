@@ -19,6 +19,7 @@ from pipeline.cli.label import label_all
 from pipeline.drops import Wanted
 from pipeline.errors import PromptError, StorageError
 from pipeline.prefetch import AHEAD_RESERVE_BYTES, Prefetch
+from pipeline.scratch import OWNER
 from pipeline.settings import Settings, load_settings
 from pipeline.storage import retry
 
@@ -113,7 +114,8 @@ def settings(store: Store, scratch: Path) -> Settings:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    """All files but the locks of scratch folders."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != OWNER] if folder.exists() else []
 
 
 def test_the_next_video_comes_while_this_one_is_worked_on(store: Store, settings: Settings, scratch: Path) -> None:
