@@ -113,7 +113,7 @@ def test_json_is_all_that_stands_on_stdout(
         (["--set", "policy.max_uncertainty"], "expected --set key=value"),
         (["--model", "sam2_nanno"], "did you mean 'sam2_nano'?"),
         (["--config", "no-such.yaml"], "no file no-such.yaml"),
-        (["--out", "ftp://host/labels"], "expected a folder or s3://bucket/prefix"),
+        (["--out", "nosuch://host/labels"], "expected a folder, s3://bucket/prefix, or another address"),
         (["--prompts", "no-such.json"], "nothing; check the path"),
         (["--nonsense"], "No such option"),
     ],
