@@ -24,6 +24,7 @@ from pipeline.snapshot.manifest import (
     parts_with,
 )
 from pipeline.snapshot.parts import part_file, publish_part
+from pipeline.storage.download import Staged
 from pipeline.storage.manifest import checked_video_id
 from pipeline.storage.objects import ObjectStore
 
@@ -36,7 +37,7 @@ def snapshots_with(store: ObjectStore, video_id: str) -> list[str]:
     """Names of the snapshots that hold or name a video, sorted.
 
     Among them are those that are not published, or no longer: what a killed run or a half-done removal left lies in the
-    store all the same.
+    store all the same. A file that was killed while it was written may hold any video, so its snapshot is named too.
 
     Raises: StorageError.
     """
@@ -48,7 +49,8 @@ def snapshots_with(store: ObjectStore, video_id: str) -> list[str]:
         manifest = _manifest(store, name)[0]
         if (manifest is not None and manifest.names(video_id)) or _strays(store, name, keys, manifest, video_id):
             found.append(name)
-    return sorted(found)
+    found += [key.split("/")[1] for key in (one.key for one in _unfinished(store, "snapshots/")) if key.count("/") > 1]
+    return sorted({name for name in found if NAME.fullmatch(name)})
 
 
 def remove_video(store: ObjectStore, name: str, video_id: str, *, scratch_dir: Path | None = None) -> int:
@@ -145,4 +147,18 @@ def _remove_strays(store: ObjectStore, name: str, manifest: Manifest | None, vid
         for key in keys:
             if key.endswith((".json", ".html")):
                 store.delete(key)
+    remove_unfinished(store, folder_of(name))
     return sum(rows for _, rows in strays)
+
+
+def remove_unfinished(store: ObjectStore, folder: str) -> None:
+    """Remove what was killed, or is just being, while it was written below a snapshot's folder."""
+    for one in _unfinished(store, folder):
+        if one.upload is None:
+            store.delete(one.key)
+        else:
+            store.abort(one.key, one.upload)
+
+
+def _unfinished(store: ObjectStore, folder: str) -> list[Staged]:
+    return [one for one in store.staged() if one.key.startswith(folder)]

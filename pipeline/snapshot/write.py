@@ -38,7 +38,7 @@ from pipeline.snapshot.manifest import (
     split_of,
 )
 from pipeline.snapshot.parts import PartWriter
-from pipeline.snapshot.remove import remove_video
+from pipeline.snapshot.remove import remove_unfinished, remove_video
 from pipeline.snapshot.sources import Candidate, Sources, find_candidates
 from pipeline.storage.manifest import software_versions
 from pipeline.storage.objects import ObjectStore
@@ -290,8 +290,10 @@ def _publish(store: ObjectStore, target: ObjectStore, folder: str, manifest: Man
         put_cards(target, folder, read_manifest(target, folder))  # ours may lie over the winner's
         raise _taken(target, folder)
     named = {f"{folder}{key}" for key in (MANIFEST, *manifest.cards, *(part.key for part in manifest.parts))}
-    for key in sizes.keys() - named:
-        target.delete(key)
+    with suppress(StorageError):  # leftovers cost room and nothing else: `gc` looks for them too
+        for key in sizes.keys() - named:
+            target.delete(key)
+        remove_unfinished(target, folder)
     for video in manifest.videos:  # forgotten since we looked: whoever forgets looks for snapshots after the tombstone
         if store.exists(forgotten_key(video.video_id)):
             remove_video(target, manifest.name, video.video_id)

@@ -103,10 +103,24 @@ def test_a_removal_that_died_is_readable_and_ends_when_called_again(
 def test_what_a_killed_run_left_is_found_and_removed(store: ObjectStore, out: Path, video_id: str) -> None:
     (out / "snapshots/v1/manifest.json").unlink()
     (out / "snapshots/v1/train/part-00009-0123456789ab.parquet").write_bytes(b"no Parquet")
+    (out / f"snapshots/v1/train/.part-00000-0123456789ab.parquet.{'0' * 32}.tmp").write_bytes(b"killed while written")
     assert snapshots_with(store, video_id) == ["v1"]
     assert remove_video(store, "v1", video_id) > 0
     assert snapshots_with(store, video_id) == []
-    assert not list((out / "snapshots/v1").rglob("*.*"))
+    assert not [path for path in (out / "snapshots/v1").rglob("*") if path.is_file()]
+
+
+def test_a_file_that_was_killed_while_it_was_written_goes_with_any_video(
+    store: ObjectStore, out: Path, video_id: str
+) -> None:
+    staged = out / f"snapshots/day/train/.part-00000-0123456789ab.parquet.{'0' * 32}.tmp"
+    staged.write_bytes(b"perhaps it holds the video")
+    assert snapshots_with(store, video_id) == ["day", "v1"]
+    before = rows(out / "snapshots/day")
+    assert remove_video(store, "day", video_id) == 0
+    assert not staged.exists()
+    assert snapshots_with(store, video_id) == ["v1"]
+    assert rows(out / "snapshots/day") == before
 
 
 def test_two_removals_at_once_both_count(

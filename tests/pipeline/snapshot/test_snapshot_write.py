@@ -185,6 +185,7 @@ def test_a_killed_run_leaves_nothing_that_anyone_reads(
         SnapshotDataset(str(folder))
     folder.joinpath("train").mkdir(parents=True, exist_ok=True)
     (folder / "train/part-00007-0123456789ab.parquet").write_bytes(b"of a run with other options")
+    (folder / f".card.html.{'0' * 32}.tmp").write_bytes(b"killed while it was written")
     make(out, settings, val_share=0.5, image_quality=None)
     assert objects_in(folder).keys() == objects_in(out / "snapshots/whole").keys()
     parts = {key: data for key, data in objects_in(folder).items() if key.endswith("parquet")}
