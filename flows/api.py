@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -41,14 +42,13 @@ class Api:
         return str(self._ask(f"/deployments/{found['id']}/create_flow_run", {})["id"])
 
     def counts(self) -> dict[str, int]:
-        """How many flow runs there are in each state that is not final.
+        """How many flow runs are due or under way, by state; those of a later time are not.
 
         Raises: OSError if the server does not answer.
         """
-        return {
-            state: int(self._ask("/flow_runs/count", {"flow_runs": {"state": {"type": {"any_": [state]}}}}))
-            for state in UNFINISHED
-        }
+        due = {"before_": datetime.now(UTC).isoformat()}
+        wanted = {state: {"state": {"type": {"any_": [state]}}, "expected_start_time": due} for state in UNFINISHED}
+        return {state: int(self._ask("/flow_runs/count", {"flow_runs": runs})) for state, runs in wanted.items()}
 
     def _ask(self, path: str, body: dict[str, Any] | None = None, *, seconds: float = 30.0) -> Any:
         headers = {"Content-Type": "application/json"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
@@ -181,10 +182,11 @@ class _Line:
 
     def show(self, standing: Standing) -> None:
         """Where it stands now."""
-        line = _sentence(standing)
         if self._console.is_terminal:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif line != self._last:
+            self._live.update(Text(_sentence(standing), no_wrap=True, overflow="ellipsis"), refresh=True)
+            return
+        line = _sentence(replace(standing, runs={}))  # of a log, every plan would be two lines
+        if line != self._last:
             self.tell(line)
         self._last = line
 

@@ -6,7 +6,6 @@ worker runs the masksieve that it has installed, wherever it stands.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,20 +43,42 @@ class Deployed:
         entrypoint: module path of the flow.
         pool: where its runs go unless told otherwise.
         about: one line for the UI.
+        given: which of `deploy`'s arguments are parameters of its runs.
     """
 
     name: str
     entrypoint: str
     pool: str
     about: str
+    given: tuple[str, ...] = ()
 
 
 DEPLOYMENTS = (
-    Deployed(DROPS, "flows.drops.watch_drop", POOL, "Plans what a drop still wants and submits it; the reconciler."),
+    Deployed(
+        DROPS,
+        "flows.drops.watch_drop",
+        POOL,
+        "Plans what a drop still wants and submits it; the reconciler.",
+        ("drop", "out", "config", "overrides"),
+    ),
     Deployed(LABEL, "flows.label.label_batch", GPU_POOL, "Labels a batch of videos with one loaded model."),
-    Deployed("retune/retune", "flows.retune.retune", POOL, "Decides anew from stored facts, without a GPU."),
-    Deployed("reviews/reviews", "flows.reviews.reviews", POOL, "Tells what waits for people."),
-    Deployed("train/train", "flows.train.train", GPU_POOL, "Trains uncertainty heads."),
+    Deployed(
+        "retune/retune",
+        "flows.retune.retune",
+        POOL,
+        "Decides anew from stored facts, without a GPU.",
+        ("out", "config", "overrides"),
+    ),
+    Deployed(
+        "reviews/reviews", "flows.reviews.reviews", POOL, "Tells what waits for people.", ("out", "config", "overrides")
+    ),
+    Deployed(
+        "train/train",
+        "flows.train.train",
+        GPU_POOL,
+        "Fits uncertainty heads to reviewed masks.",
+        ("config", "overrides"),
+    ),
 )
 
 
@@ -249,7 +270,6 @@ def _create(
     from prefect.utilities.callables import parameter_schema
 
     flow = flow_of(one)
-    known = inspect.signature(flow.fn).parameters
     flow_id = client.create_flow(flow)
     return client.create_deployment(
         flow_id,
@@ -257,7 +277,7 @@ def _create(
         entrypoint=one.entrypoint,
         work_pool_name=pool,
         work_queue_name="default",
-        parameters={name: value for name, value in given.items() if name in known and value is not None},
+        parameters={name: given[name] for name in one.given if given[name] is not None},
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
         enforce_parameter_schema=False,  # the flow's own checks say what is wrong, and what to do
         job_variables=dict(variables),

@@ -18,6 +18,7 @@ __all__ = [
     "SettingsError",
     "ShapeError",
     "StorageError",
+    "TimeLimitError",
     "UnavailableError",
     "VideoError",
 ]
@@ -58,6 +59,10 @@ def _video_error(
 
 class ForgottenError(VideoError):
     """A video that was removed on request (`masksieve forget`) and may not come back."""
+
+
+class TimeLimitError(VideoError):
+    """A video that was not done within its time."""
 
 
 class PromptError(MasksieveError):

@@ -12,9 +12,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.metrics_core import Metric
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.label import Progress
     from pipeline.report import VideoReport
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 REGISTRY = CollectorRegistry()
@@ -90,9 +92,17 @@ class VideoClock:
         self._stage, self._since = stage, now
 
 
-def count_report(report: VideoReport) -> None:
-    """Count a video that ended well, and its rows if they are new."""
-    VIDEOS.labels(report.status).inc()
+@contextmanager
+def waited(source: AbstractContextManager[T], seconds: Histogram) -> Iterator[T]:
+    """The same context manager, telling how long it took to enter it."""
+    with ExitStack() as stack:
+        with seconds.time():
+            entered = stack.enter_context(source)
+        yield entered
+
+
+def count_rows(report: VideoReport) -> None:
+    """Count the rows of a video, if they are new."""
     if report.status == "labelled":
         for decision, rows in (("accept", report.accepted), ("review", report.review), ("hold", report.hold)):
             ROWS.labels(decision).inc(rows)

@@ -35,6 +35,7 @@ State = Literal["running", "failed", "lost", "cancelled", "unavailable"]
 COUNTED = frozenset(("failed", "lost"))
 """Attempts of these states count towards quarantine; a cancelled one, or one whose store or disk failed, does not."""
 FORGOTTEN = "forgotten on request"
+NO_REASON = "no reason on record"
 BEATS_PER_LEASE = 4
 _KEY = re.compile(
     r"work/drop=(?P<drop>[^/]+)/(?P<plan>[0-9a-f]{64})/"
@@ -83,6 +84,7 @@ class Standing:
         quarantined: set aside until `WorkLog.retry`.
         live: attempts under way, with the time of their last sign of life; lapsed: those whose lease ran out.
         counted: failed and lost attempts so far.
+        since: when its newest record was written, Unix time in s.
     """
 
     drop: str
@@ -91,6 +93,7 @@ class Standing:
     live: dict[str, float] = field(default_factory=dict)
     lapsed: list[str] = field(default_factory=list)
     states: dict[str, State] = field(default_factory=dict)
+    since: float = 0.0
 
     @property
     def counted(self) -> int:
@@ -161,10 +164,15 @@ class WorkLog:
                 found.append({**body, "state": match["state"]})
         return found
 
+    def reason(self, item: Item) -> str:
+        """Why a piece of work is in quarantine."""
+        body = self._body(f"{self._folder(item.drop, item.plan_key)}quarantined.json") or {}
+        return str(body.get("error", NO_REASON))
+
     def quarantine(self, item: Item) -> None:
         """Set a piece of work aside with the errors of its attempts."""
         attempts = self.attempts(item.drop, item.plan_key)
-        error = next((one["error"] for one in reversed(attempts) if one.get("error")), "no reason on record")
+        error = next((one["error"] for one in reversed(attempts) if one.get("error")), NO_REASON)
         body = {**asdict(item), "error": error, "attempts": attempts, "at": _now()}
         self.put(f"{self._folder(item.drop, item.plan_key)}quarantined.json", body)
         log.warning("quarantined %s after %d attempts: %s", item.video, len(attempts), error)
@@ -232,6 +240,7 @@ class WorkLog:
             if match is None:
                 continue
             standing = found.setdefault(match["plan"], Standing(unquote(match["drop"])))
+            standing.since = max(standing.since, entry.modified)
             if match["video"]:
                 standing.done = match["video"]
             elif match["quarantined"]:

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 if TYPE_CHECKING:
     from usam.heads import HeadBank
     from usam.shard import Shard
+
+hypothesis_settings.register_profile("masksieve", deadline=None)  # machines here are shared; a benchmark times
+hypothesis_settings.load_profile("masksieve")
 
 ON_CI = os.environ.get("CI", "").lower() in ("1", "true")
 MAY_BE_MISSING = ("gpu", "cuda", "real clips")

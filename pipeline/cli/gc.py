@@ -1,0 +1,138 @@
+"""`masksieve gc`: lists what no commit names and nobody is still writing, and removes it with --apply."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from pipeline.cli.console import CallError, plain_table, results
+from pipeline.cli.label import Config, Set, make_settings
+from pipeline.cli.summary import counted
+
+if TYPE_CHECKING:
+    from pipeline.gc import Orphan
+    from pipeline.settings import StorageSettings
+    from pipeline.storage.objects import ObjectStore
+
+SHOWN = 20
+
+Out = Annotated[
+    str, typer.Argument(metavar="OUT", help="The --out of the labels, a folder or s3://.", show_default=False)
+]
+
+
+def gc(
+    out: Out,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove what is listed.")] = False,
+    older_than: Annotated[
+        float,
+        typer.Option(
+            "--older-than",
+            metavar="HOURS",
+            min=0.0,
+            help="Only what was not written to for so long; 0 if nobody writes.",
+        ),
+    ] = 24.0,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Also the facts of generations that are not the newest.")
+    ] = False,
+    config: Config = None,
+    set_: Set = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print every object as JSON.")] = False,
+) -> None:
+    """Find garbage in an output: facts that no commit names, old pictures, leftovers of killed writers.
+
+    Without [bold]--apply[/] nothing is removed. If a commit cannot be read, nothing is.
+    """
+    from pipeline.gc import Sweep
+    from pipeline.ledger import Ledger
+
+    settings = make_settings(config, set_)
+    store = existing_output(out, settings.storage)
+    sweep = Sweep(
+        store, Ledger(store), settings.drops, older_than_seconds=older_than * 3600, superseded=superseded
+    )  # fmt: skip
+    garbage = sweep.look()
+    gone = sweep.remove(garbage.orphans) if apply else []
+    if json_:
+        typer.echo(
+            json.dumps(
+                {
+                    "out": store.url,
+                    "applied": apply,
+                    "orphans": [asdict(one) for one in garbage.orphans],
+                    "size_bytes": garbage.size_bytes,
+                    "removed": [one.key for one in gone],
+                    "kept_young": garbage.kept_young,
+                    "videos": garbage.videos,
+                },
+                indent=1,
+            )
+        )
+        return
+    console = results()
+    console.print(_by_reason(garbage.orphans))
+    for one in sorted(garbage.orphans, key=lambda one: -one.size_bytes)[:SHOWN]:
+        console.print(f"  {escape(one.key)} [dim]{size(one.size_bytes)}, {one.reason}[/]", soft_wrap=True)
+    if len(garbage.orphans) > SHOWN:
+        console.print(f"  and {counted(len(garbage.orphans) - SHOWN, 'more object')}; --json names them all")
+    if garbage.kept_young:
+        console.print(
+            f"{counted(garbage.kept_young, 'object')} left alone that a writer may still need: younger than "
+            f"{older_than:g} h, or of work under way",
+            soft_wrap=True,
+        )
+    if apply:
+        console.print(f"removed {counted(len(gone), 'object')}, {size(sum(one.size_bytes for one in gone))}")
+    elif garbage.orphans:
+        console.print(f"nothing removed; the same call with --apply frees {size(garbage.size_bytes)}")
+
+
+def existing_output(out: str, storage: StorageSettings) -> ObjectStore:
+    """The store of an output that is there.
+
+    Raises: CallError if it is a folder that does not exist, or no address of a store.
+    """
+    from pathlib import Path
+
+    from pipeline.cli.console import reading_the_call
+    from pipeline.storage.objects import ObjectStore
+
+    if not out.strip():
+        raise CallError("an output", "an empty word", "check the variable that it comes from")
+    with reading_the_call():
+        store = ObjectStore(out, storage)
+    root = store.path("commits")
+    if root is not None and not Path(root).parent.is_dir():
+        raise CallError(f"an output at {store.url}", "no folder", "give the --out of the label run")
+    return store
+
+
+def size(size_bytes: int) -> str:
+    """Bytes as people read them: 1234567 -> "1.2 MB"."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return counted(size_bytes, "byte")
+
+
+def _by_reason(orphans: tuple[Orphan, ...]) -> object:
+    """How much there is of each kind."""
+    if not orphans:
+        return "nothing to remove"
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for one in orphans:
+        sums[one.reason][0] += 1
+        sums[one.reason][1] += one.size_bytes
+    table = plain_table()
+    table.add_column("garbage")
+    table.add_column("objects", justify="right")
+    table.add_column("size", justify="right")
+    for reason, (number, total) in sorted(sums.items()):
+        table.add_row(reason, f"{number:,}", size(total))
+    return table

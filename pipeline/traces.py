@@ -1,0 +1,200 @@
+"""Everything in an output that tells of one video: found by the keys, the JSON bodies and the Parquet columns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.ledger import forgotten_key
+from pipeline.storage.download import Entry
+from pipeline.storage.objects import ObjectStore
+
+WORKERS = 16
+TEXTS = frozenset((".json", ".jsonl", ".html", ".md", ".txt", ".csv", ".yaml", ".yml"))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whom a search is about.
+
+    Args:
+        video_id: None for a video that was never on this machine or committed, of which only names are known.
+        uris: every name that is its alone: of the video, and of its prompts.
+    """
+
+    video_id: str | None
+    uris: frozenset[str]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Finds the id, and the names where they are not a part of a longer one."""
+        names = "|".join(re.escape(uri) for uri in sorted(self.uris, key=len, reverse=True))
+        parts = [re.escape(self.video_id)] if self.video_id else []
+        parts += [rf"(?<![\w/.:%-])(?:file://)?(?:{names})(?![\w/%-]|\.\w)"] if names else []
+        return re.compile("|".join(parts) or r"(?!)")
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One object that tells of a video.
+
+    Args:
+        how: by its key, by text in its body, or by rows of a Parquet file; unreadable: nobody can say.
+        upload: names the upload, for one in parts that has not ended.
+    """
+
+    key: str
+    size_bytes: int
+    how: Literal["key", "text", "rows", "unreadable"]
+    upload: str | None = None
+
+    @property
+    def layer(self) -> str:
+        return self.key.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search found.
+
+    Args:
+        traces: by key; the tombstone is none.
+        objects, size_bytes: of everything that was listed.
+        opened: of how many the content was looked at; the others (pictures) by their keys alone.
+    """
+
+    traces: tuple[Trace, ...]
+    objects: int
+    size_bytes: int
+    opened: int
+
+
+def search(
+    store: ObjectStore, subject: Subject, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
+) -> Search:
+    """Look through a whole output.
+
+    Args:
+        deep: also look into Parquet files and snapshots; without, bodies of small records and all keys.
+        progress: called with objects done and their number.
+    Raises: StorageError if a listing ends half-way.
+    """
+    pattern = subject.pattern
+    tombstone = forgotten_key(subject.video_id) if subject.video_id else None
+    found: list[Trace] = []
+    for staged in store.staged():
+        if subject.video_id and subject.video_id in staged.key:
+            found.append(Trace(staged.key, staged.size_bytes, "key", staged.upload))
+    entries = [entry for entry in store.entries() if entry.key != tombstone]
+    ours: list[Entry] = []
+    for entry in entries:
+        if subject.video_id and subject.video_id in entry.key:
+            found.append(Trace(entry.key, entry.size_bytes, "key"))
+        elif (_is_text(entry.key) and (deep or not entry.key.startswith("snapshots/"))) or (
+            deep and entry.key.endswith(".parquet")
+        ):
+            ours.append(entry)
+
+    def look(entry: Entry) -> Trace | None:
+        how = _tells(store, entry, subject, pattern)
+        return None if how is None else Trace(entry.key, entry.size_bytes, how)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for number, trace in enumerate(pool.map(look, ours), 1):
+            if trace is not None:
+                found.append(trace)
+            if progress is not None:
+                progress(number, len(ours))
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    return Search(tuple(sorted(found, key=lambda one: one.key)), len(entries), size_bytes, len(ours))
+
+
+def json_body(store: ObjectStore, key: str) -> dict[str, Any]:
+    """A JSON object; an empty one if it went meanwhile or is none."""
+    try:
+        body = json.loads(store.get(key))
+    except (StorageError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def mentions(value: Any, pattern: re.Pattern[str]) -> bool:
+    """Whether any string of a JSON value, a key of it included, has a match."""
+    return any(pattern.search(text) for text in _strings(value))
+
+
+def without(value: Any, pattern: re.Pattern[str]) -> Any:
+    """A JSON value without what has a match: elements of lists go, other texts are blotted out."""
+    if isinstance(value, str):
+        return pattern.sub("(forgotten)", value)
+    if isinstance(value, list):
+        return [without(one, pattern) for one in value if not mentions(one, pattern)]
+    if isinstance(value, dict):
+        return {key: without(one, pattern) for key, one in value.items() if not pattern.search(key)}
+    return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield key
+            yield from _strings(one)
+
+
+def _is_text(key: str) -> bool:
+    return PurePosixPath(key).suffix.lower() in TEXTS
+
+
+def _tells(
+    store: ObjectStore, entry: Entry, subject: Subject, pattern: re.Pattern[str]
+) -> Literal["text", "rows", "unreadable"] | None:
+    """How the content of an object tells of the video, None if it does not or is gone."""
+    try:
+        if entry.key.endswith(".parquet"):
+            with store.open(entry.key) as file:
+                return "rows" if _rows_tell(pq.ParquetFile(file), subject, pattern) else None
+        text = store.get(entry.key).decode(errors="replace")
+        try:
+            return "text" if mentions(json.loads(text), pattern) else None
+        except ValueError:
+            return "text" if pattern.search(text) else None
+    except StorageError:
+        return "unreadable" if store.exists(entry.key) else None
+
+
+def _rows_tell(file: pq.ParquetFile, subject: Subject, pattern: re.Pattern[str]) -> bool:
+    """Whether rows or metadata of a file tell of the video; a column is read where its statistics leave it open."""
+    about = b"\n".join(value for pair in (file.schema_arrow.metadata or {}).items() for value in pair)
+    if pattern.search(about.decode(errors="replace")):
+        return True
+    asked = {"video_id": {subject.video_id} if subject.video_id else set(), "video_uri": set(subject.uris)}
+    where = {file.metadata.schema.column(i).path: i for i in range(file.metadata.num_columns)}
+    for group in range(file.num_row_groups):
+        for name, values in asked.items():
+            if name not in where or not values:
+                continue
+            statistics = file.metadata.row_group(group).column(where[name]).statistics
+            if statistics is not None and statistics.has_min_max:
+                values = {value for value in values if statistics.min <= value <= statistics.max}
+            if values and _holds(file.read_row_group(group, columns=[name])[name], values):
+                return True
+    return False
+
+
+def _holds(column: pa.ChunkedArray, values: set[str]) -> bool:
+    return bool(pc.any(pc.is_in(column, value_set=pa.array(sorted(values), column.type))).as_py())
