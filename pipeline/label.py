@@ -29,6 +29,7 @@ from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.report import VideoReport, report_of
 from pipeline.review_images import write_review_images
+from pipeline.score import score_head
 from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
 from pipeline.source import LocalVideo, find_prompts, local_video, source_exists, split_url
@@ -173,8 +174,8 @@ def label_video(
             discard_checkpoint(checkpoints, key, made_by)
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
         return report_of(
-            video, commit, derived, len(sample), found, bank, settings, "duplicate" if twin else fresh, propagated,
-            info.damage, time.monotonic() - started,
+            video, commit, derived, len(sample), found, score_head(bank), settings, "duplicate" if twin else fresh,
+            propagated, info.damage, time.monotonic() - started,
         )  # fmt: skip
 
 

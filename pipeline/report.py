@@ -8,9 +8,7 @@ from typing import Literal
 from pipeline.derive import Derived
 from pipeline.ledger import Commit
 from pipeline.prompts import PromptSet
-from pipeline.score import score_head
 from pipeline.settings import Settings
-from usam.heads import HeadBank
 
 Status = Literal["labelled", "re-decided", "unchanged", "duplicate", "failed"]
 
@@ -60,7 +58,7 @@ def report_of(
     derived: Derived,
     num_frames: int,
     prompts: PromptSet,
-    bank: HeadBank | None,
+    score_source: str,
     settings: Settings,
     fresh: bool | Literal["duplicate"],
     propagated: int,
@@ -70,6 +68,7 @@ def report_of(
     """Count what was derived from a commit.
 
     Args:
+        score_source: what uncertainty rests on, see `pipeline.score.score_head`.
         fresh: whether this run made the commit, or that the commit is of another name of the same bytes.
         propagated: frames that this run propagated; fewer than all where it went on from a checkpoint.
     """
@@ -95,6 +94,6 @@ def report_of(
         labels_uri=derived.labels_uri,
         review_uri=derived.review_uri,
         certified=settings.policy.certified,
-        score_source=score_head(bank),
+        score_source=score_source,
         damage=damage,
     )

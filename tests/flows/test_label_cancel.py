@@ -63,7 +63,7 @@ def test_nothing_is_left_behind(
     assert record.name.endswith(".cancelled.json")
     assert json.loads(record.read_text())["stage"] == stage
     assert [path for path in scratch.rglob("*") if path.is_file() and "checkpoints" not in path.parts] == []
-    assert not [path for path in out.rglob("*.parquet")]
+    assert not list(out.rglob("*.parquet"))
     assert not list(out.glob("commits/*/*"))
     end = time.monotonic() + 5
     while any(Path(f"/proc/{child}").exists() for child in children):

@@ -1,4 +1,4 @@
-"""Deciding anew, telling what waits for people, fitting heads: each on a real output, and no key of a store anywhere."""
+"""Deciding anew, telling what waits for people, fitting heads: each on a real output, without a key of a store."""
 
 from __future__ import annotations
 
