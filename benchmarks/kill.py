@@ -2,8 +2,8 @@
 
 `python benchmarks/kill.py [--kills 60] [--seed 0] [--workers 2]` starts `masksieve up`, drops small videos, and ends
 processes with SIGKILL: the engine of a flow run, a worker and the server at the start of every stage (download, probe,
-propagate, write, commit, route), and each of them, and the decoder, at random moments. Every kill is logged with the
-stage that it hit. Then it waits until the drop is worked off, removes orphans, labels the same videos once more in
+propagate, write, commit, route), and each of them, the decoder and `masksieve up` itself (which is started again) at
+random moments. Every kill is logged with the stage that it hit. Then it waits until the drop is worked off, removes orphans, labels the same videos once more in
 peace and compares: SHA-256 of facts, labels, review lists and pictures, one generation and one done record per video,
 no row twice, nothing left over. It prints both tables and exits 1 where anything differs.
 """
@@ -43,6 +43,7 @@ from pipeline.work import WorkLog
 
 STAGES = ("download", "probe", "propagate", "write", "commit", "route")
 TARGETS = ("engine", "worker", "server")
+RANDOM_TARGETS = ("engine", "decoder", "up", "worker", "decoder", "server", "decoder", "up")
 SETTINGS = {
     "drops.settle_seconds": 0.3, "drops.lease_seconds": 4.0, "drops.retry_seconds": 0.5, "drops.batch_videos": 4,
     "drops.max_attempts": 5, "output.checkpoint_seconds": 0.0,
@@ -75,13 +76,13 @@ class Installation:
     """`masksieve up` in a folder of its own, whose processes can be found and ended."""
 
     def __init__(self, root: Path, drop: Path, out: Path, workers: int) -> None:
-        self.root, self.kills, self._pids = root, root / "kills", root / "home"
+        self.root, self.kills = root, root / "kills"
         self.kills.mkdir()
         self._log = (root / "up.log").open("wb")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        environment = {
+        self._environment = {
             **os.environ, "MASKSIEVE_KILLS": str(self.kills), "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path(__file__).parent / "kill_hook"), "TMPDIR": str(root / "tmp"),
             "MASKSIEVE_CACHE": str(root / "cache"),
@@ -91,9 +92,13 @@ class Installation:
         words += ["--port", port, "--workers", workers, "--every", "4", "--metrics-port", "0"]
         for key, value in SETTINGS.items():
             words += ["--set", f"{key}={value}"]
-        self._process = subprocess.Popen(
-            [str(word) for word in words], env=environment, stdout=self._log, stderr=subprocess.STDOUT,
-            start_new_session=True, cwd=root,
+        self._command = [str(word) for word in words]
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command, env=self._environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=self.root,
         )  # fmt: skip
 
     def alive(self) -> bool:
@@ -161,7 +166,7 @@ class Installation:
 
     def strike(self, target: str, rng: random.Random) -> bool:
         """End one process of a kind now, whatever it is doing."""
-        pids = self.pids(target)
+        pids = [self._process.pid] if target == "up" else self.pids(target)
         if not pids:
             return False
         pid = rng.choice(pids)
@@ -171,16 +176,19 @@ class Installation:
         with (self.kills / "kills.jsonl").open("a") as out:
             kill = {**line, "target": target, "how": "random", "pid": pid, "at": time.time()}
             out.write(json.dumps(kill) + "\n")
+        if target == "up":
+            self._process.wait()
+            self._process = self._start()  # as systemd would
         return True
 
 
 def plan_kills(count: int, rng: random.Random) -> list[tuple[str, str]]:
     """Kills as (target, stage), every target at every stage alike, and some of stage "random", for any moment."""
     boundary = [(target, stage) for stage in STAGES for target in TARGETS]
-    rounds = max(1, (count - 8) // len(boundary))
+    rounds = max(1, (count - len(RANDOM_TARGETS)) // len(boundary))
     kills = boundary * rounds
-    random_targets = itertools.cycle(("engine", "decoder", "worker", "server"))
-    kills += [(next(random_targets), "random") for _ in range(max(8, count - len(kills)))]
+    random_targets = itertools.cycle(RANDOM_TARGETS)
+    kills += [(next(random_targets), "random") for _ in range(max(len(RANDOM_TARGETS), count - len(kills)))]
     rng.shuffle(kills)
     return kills
 
@@ -347,7 +355,7 @@ def tell(
     hit = Counter((kill["target"], kill["stage"]) for kill in kills)
     seen = [*STAGES, *sorted({kill["stage"] for kill in kills} - set(STAGES))]
     table = Table("killed", *seen, "random moments", title=f"{len(kills)} kills, {videos} videos, {wall:.0f} s")
-    for target in (*TARGETS, "decoder"):
+    for target in (*TARGETS, "decoder", "up"):
         random_moments = sum(kill["target"] == target and kill["how"] == "random" for kill in kills)
         table.add_row(target, *[str(hit[target, stage]) for stage in seen], str(random_moments))
     console.print(table)

@@ -65,7 +65,7 @@ def running_server(root: Path) -> Iterator[tuple[Supervisor, Home, str]]:
         served = supervisor.start(server(home, "127.0.0.1", port, None))
         supervisor.last = (served,)
         api = f"http://127.0.0.1:{port}/api"
-        wait_for(Api(api), served)
+        wait_for(Api(api), child=served)
         yield supervisor, home, api
 
 

@@ -30,13 +30,15 @@ def told(line: dict[str, Any], name: str = "stages.jsonl") -> None:
     os.close(descriptor)
 
 
-def target_pid(target: str) -> int:
-    """Whom to end."""
+def target_pid(target: str) -> int | None:
+    """Whom to end; None where nobody of the kind is there, as when the worker of this engine is dead already."""
     assert FOLDER is not None
     if target == "engine":
         return os.getpid()
     if target == "worker":
-        return os.getppid()
+        parent = os.getppid()
+        command = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ")
+        return parent if b" worker start " in command else None
     return int((Path(FOLDER) / "server.pid").read_text())
 
 
@@ -47,14 +49,15 @@ def entered(stage: str, attempt: Any) -> None:
     told(about)
     for arm in sorted(Path(FOLDER).glob("arm-*.json")):
         wanted = json.loads(arm.read_text())
-        if wanted["stage"] != stage or attempt.number > LAST_NUMBER:
+        pid = target_pid(wanted["target"])
+        if wanted["stage"] != stage or attempt.number > LAST_NUMBER or pid is None:
             continue
         try:
             arm.rename(arm.with_suffix(".taken"))
         except FileNotFoundError:
             continue
         told({**about, "target": wanted["target"], "how": "boundary"}, "kills.jsonl")
-        os.kill(target_pid(wanted["target"]), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         return
 
 
