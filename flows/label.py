@@ -1,7 +1,4 @@
-"""The label flows: a batch of planned videos with retries, time limits and records; or a whole drop, here and now.
-
-`label_drop` needs no server: `python -c "from flows.label import label_drop; label_drop('drop/', 'labels/')"`.
-"""
+"""The label flow: a batch of planned videos with retries, time limits, cancellation and records."""
 
 from __future__ import annotations
 
@@ -27,7 +24,6 @@ from flows.rows import DeviceLost, Row, SetAside, line, reason, row_of
 from pipeline import metrics
 from pipeline.deadline import within
 from pipeline.device_slot import device_slot
-from pipeline.drops import find_videos
 from pipeline.errors import (
     DiskSpaceError,
     ForgottenError,
@@ -49,8 +45,6 @@ from pipeline.storage.secrets import masked
 from pipeline.work import FORGOTTEN, Item, WorkLog
 from usam.weights import load_bank
 
-RETRIES = 2
-RETRY_DELAYS_SECONDS = [5.0, 30.0]
 JITTER = 0.5
 LONGEST_WAIT_SECONDS = 600.0
 
@@ -320,80 +314,3 @@ def _require_device(device: str, error: Exception) -> None:
             torch.zeros(1, device=device).item()
     except Exception:  # noqa: BLE001 - whatever it says, it does not work
         raise DeviceLost(f"{device} gave up in this process: {reason(error)}") from error
-
-
-# A drop, here and now -------------------------------------------------------------------------------------------------
-
-
-def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again may help: a bad video or bad prompts stay bad, a store or an unforeseen error may not."""
-    try:
-        state.result()
-    except StorageError:
-        return True
-    except MasksieveError:
-        return False
-    except Exception:  # noqa: BLE001 - anything unforeseen gets its second chance
-        return True
-    return False
-
-
-@task(
-    name="label-video",
-    task_run_name="label {video}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
-def label_one(
-    video: str, prompts: str | None, out: str, settings: Settings, drop: str | None, ahead: Prefetch | None = None
-) -> VideoReport:
-    """Label one video, downloaded ahead if it could be; one that is already labelled this way is left unchanged."""
-    model = _model(settings.model.name, settings.model.device, settings.model.cache_dir)
-    source = None if ahead is None else ahead.video(video)
-    report = label_video(video, prompts, out, settings, drop=drop, model=model, source=source)
-    get_run_logger().info("%s %s: %d frames, %d rows", report.video, report.status, report.frames, report.rows)
-    return report
-
-
-@open_flow(name="label-drop", flow_run_name="label {drop}", validate_parameters=False)
-def label_drop(
-    drop: str,
-    out: str,
-    *,
-    drop_name: str | None = None,
-    config: str | None = None,
-    overrides: dict[str, Any] | None = None,
-) -> list[Row] | State[Any]:
-    """Label every video of a drop, whatever became of it before; nothing is put on record but the labels.
-
-    Args:
-        drop: a folder, file, glob or s3:// prefix; each video pairs with the prompts beside it; one without
-            fails unless `prompts.on_missing` is `auto`.
-        out: folder or s3:// prefix of the labels.
-        drop_name: the `drop=` partition; None leaves it to the job.
-        config: a settings file, or the name of a shipped one.
-        overrides: settings over it, dotted or nested.
-    Returns: the summary, one dict per video; a Failed state when a video failed (the others are done all the same).
-    """
-    refuse_secrets(overrides)
-    settings = load_settings(config, overrides)
-    rows: list[Row] = []
-    found = find_videos([drop], storage=settings.storage)
-    with Prefetch.of(found, settings) as ahead:
-        for wanted in found:
-            if wanted.error is not None:
-                rows.append(line(wanted.video, "failed", str(wanted.error)))
-                continue
-            state = label_one(wanted.video, wanted.prompts, out, settings, drop_name, ahead, return_state=True)
-            try:
-                rows.append(row_of(state.result()))
-            except Exception as error:  # noqa: BLE001 - one video's failure is a line of the summary
-                rows.append(line(wanted.video, "failed", reason(error)))
-    artifacts.table(rows, "label-drop", f"Labels of `{drop}` in `{out}`")
-    failed = [row["video"] for row in rows if row["status"] == "failed"]
-    if failed:
-        return Failed(message=f"{len(failed)} of {len(rows)} videos failed: {', '.join(failed)}")
-    return rows

@@ -10,8 +10,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-import flows.label
-from flows.label import label_drop, label_one
+import flows.label_drop
+from flows.label_drop import label_drop, label_one
 from pipeline.errors import PromptError, StorageError
 from pipeline.report import VideoReport
 from pipeline.settings import Settings
@@ -41,9 +41,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise StorageError("a store that answers", "a timeout", "try again")
         return _report(video)
 
-    monkeypatch.setattr(flows.label, "label_video", job)
-    monkeypatch.setattr(flows.label, "_model", lambda *key: None)
-    monkeypatch.setattr(flows.label, "label_one", label_one.with_options(retry_delay_seconds=0))
+    monkeypatch.setattr(flows.label_drop, "label_video", job)
+    monkeypatch.setattr(flows.label_drop, "load_model", lambda *name, **more: None)
+    monkeypatch.setattr(flows.label_drop, "label_one", label_one.with_options(retry_delay_seconds=0))
     return seen
 
 
