@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+from pipeline.demo import DEMO_CLIPS, make_drop
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 LABEL = """
@@ -30,9 +32,11 @@ def told(self, step):
         print("there", flush=True)
         time.sleep(100)
 VideoClock.see = told
-flows.label.label_batch(items, out, overrides={"model.device": "cpu", "output.scratch_dir": scratch})
+settings = {"model.device": "cpu", "output.scratch_dir": scratch, "decode.queue_frames": 2}
+flows.label.label_batch(items, out, overrides=settings)
 """
 """All of it is real, but that it holds its breath when it gets there."""
+FRAMES = 24  # many more than are decoded ahead: at the first one propagated the decoder is not near its end
 
 
 @pytest.mark.parametrize(
@@ -40,8 +44,9 @@ flows.label.label_batch(items, out, overrides={"model.device": "cpu", "output.sc
     [(signal.SIGTERM, "propagate"), (signal.SIGINT, "write"), (signal.SIGTERM, "download")],
 )
 def test_nothing_is_left_behind(
-    number: signal.Signals, stage: str, drop: Path, items: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+    number: signal.Signals, stage: str, items: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
+    make_drop(tmp_path / "night", DEMO_CLIPS[:1], num_frames=FRAMES)
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     environment = {
         **os.environ,
@@ -49,7 +54,7 @@ def test_nothing_is_left_behind(
         "MASKSIEVE_SLOTS": str(tmp_path / "s"),
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", LABEL, json.dumps(items(drop)[:1]), str(out), str(scratch), stage],
+        [sys.executable, "-c", LABEL, json.dumps(items(tmp_path / "night")), str(out), str(scratch), stage],
         env=environment, stdout=subprocess.PIPE, stderr=(tmp_path / "log").open("wb"),
     )  # fmt: skip
     assert process.stdout is not None
