@@ -21,10 +21,11 @@ from pipeline.errors import MasksieveError, VideoError
 from pipeline.job_checkpoint import discard_checkpoints_of
 from pipeline.ledger import Ledger, forgotten_key
 from pipeline.models import cache_root
-from pipeline.scratch import scratch_folder
+from pipeline.scratch import scratch_folder, sweep_scratch
 from pipeline.settings import Settings
 from pipeline.snapshot.remove import remove_video, snapshots_with
 from pipeline.source import local_video, source_exists, split_url, video_sha256
+from pipeline.status import tried_work
 from pipeline.storage.manifest import VIDEO_ID
 from pipeline.storage.objects import ObjectStore
 from pipeline.suggest import nearest
@@ -110,7 +111,8 @@ def known_videos(store: ObjectStore) -> Known:
 def find_subject(store: ObjectStore, video: str, settings: Settings, known: Known) -> Subject:
     """Which video is meant.
 
-    Args:    video: a local path, an s3:// URL, a video_id or the beginning of one, or a name that the output knows.
+    Args:    video: a local path, an s3:// URL, a video_id or the beginning of one, or the end of a name that the output
+                 knows, such as its file name.
     Raises:  VideoError if the output knows no such video, or several.
     """
     if VIDEO_ID.fullmatch(video):
@@ -123,6 +125,10 @@ def find_subject(store: ObjectStore, video: str, settings: Settings, known: Know
     else:
         forms = {video}
     named = sorted(key for key, names in known.names.items() if names & forms)
+    if not named:
+        end = f"/{video.lstrip('/')}"
+        named = sorted(key for key, names in known.names.items() if any(name.endswith(end) for name in names))
+        forms = forms if not named else set()
     if not named and len(video) >= SHORTEST_PREFIX:
         named = sorted(key for key in known.names if key.startswith(video))
         forms = forms if not named else set()
@@ -177,7 +183,7 @@ def forget(
         if subject.video_id is not None:
             ledger.remove(subject.video_id)
         tell("searching the whole output")
-        proof = search(store, subject)
+        proof = search(store, subject, ledger=ledger)
         if not any(removable(one) for one in proof.traces):
             break
     checkpoints = _local_state(settings, subject, unreached)
@@ -190,10 +196,9 @@ def forget(
 
 def removable(trace: Trace) -> bool:
     """Whether it is an object of ours that can go or be blotted; what else a person put into the output stays."""
-    if trace.how == "text":
-        return trace.layer in ("plans", "work")
-    litter = trace.upload is not None or trace.key.rpartition("/")[2].startswith(".")
-    return trace.how == "key" and (litter or trace.layer in ORDER)
+    if trace.litter:
+        return True
+    return trace.layer in (("plans", "work") if trace.how == "text" else ORDER if trace.how == "key" else ())
 
 
 class _Removal:
@@ -218,7 +223,7 @@ class _Removal:
             remove_video(self.store, name, video_id or "")
             self.snapshots.add(name)
         for trace in late:
-            if trace.how == "text":
+            if trace.how == "text" and not trace.litter:
                 self._take_out(trace)
             else:
                 self._remove(trace)
@@ -244,12 +249,20 @@ class _Removal:
             self.blotted += self.store.replace(trace.key, blotted.encode(), version)
 
 
-def undo(store: ObjectStore, video_id: str) -> bool:
-    """Remove the tombstone, so that the video may be labelled again. Returns whether there was one."""
+def undo(store: ObjectStore, settings: Settings, video_id: str) -> bool:
+    """Remove the tombstone, so that the video may be labelled again. Returns whether there was one.
+
+    Work that was set aside for a tombstone has no name: all of it is taken up once more, and refused again if it must.
+    """
     key = forgotten_key(video_id)
-    there = store.exists(key)
+    if not store.exists(key):
+        return False
     store.delete(key)
-    return there
+    work = WorkLog(store, settings.drops)
+    for line in tried_work(work):
+        if line.state == "forgotten":
+            work.retry(line.drop, line.plan_key)
+    return True
 
 
 def _rank(trace: Trace) -> tuple[int, str]:
@@ -291,6 +304,7 @@ def _local_state(settings: Settings, subject: Subject, unreached: list[str]) -> 
     """Remove what jobs saved on this machine; returns how many."""
     if subject.video_id is None:
         return 0
+    sweep_scratch(settings)  # of killed jobs: a download of it may lie there
     root = settings.output.scratch_dir or cache_root(settings.model.cache_dir)
     gone, held = discard_checkpoints_of(root / "checkpoints", subject.video_id)
     unreached += [f"a job that runs on this machine and saves to {folder}" for folder in held]
@@ -334,5 +348,5 @@ def _out_of_reach(store: ObjectStore) -> list[str]:
         *said,
         "checkpoints, scratch and commit ledgers of other machines",
         "models that were trained on it, and snapshots that were written or copied elsewhere",
-        "backups, and logs of what ran",
+        "backups, logs of what ran, and runs and events on a Prefect server",
     ]  # fmt: skip

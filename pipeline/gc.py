@@ -143,17 +143,14 @@ class Sweep:
             )
         if lost := finished - known.keys():
             log.warning("kept the files of %d videos that are finished on record and have no commit", len(lost))
-        begun = min(
-            (int(name.split("-")[0], 16) / 1000 for one in standings.values() for name in one.live),
-            default=float("inf"),
-        )
+        begun = [int(name.split("-")[0], 16) / 1000 for one in standings.values() for name in one.live]
+        self._before = min([self._before, *(at - CLOCKS_SECONDS for at in begun)])
         found, young = [], 0
         for entry, reason in self._orphans(listed, known, forgotten):
             video = _video(entry.key)
             if video in lost:
                 continue
-            under_way = video is not None and entry.modified > begun - CLOCKS_SECONDS
-            if video in forgotten or (entry.modified < self._before and not under_way):
+            if video in forgotten or entry.modified < self._before:
                 found.append(Orphan(entry.key, entry.size_bytes, entry.modified, reason))
             else:
                 young += 1
@@ -223,9 +220,13 @@ class Sweep:
             if match := _SNAPSHOT.fullmatch(entry.key):
                 folders[match["folder"]].append(entry)
         for folder, entries in folders.items():
-            if all(entry.modified < self._before for entry in entries):  # else one is being written
+            if self._idle(entries):
                 reasons = self._snapshot_reasons(folder)
                 yield from ((entry, reason) for entry in entries if (reason := reasons(entry.key)))
+
+    def _idle(self, entries: Iterable[Entry]) -> bool:
+        """Whether nobody is writing a snapshot that consists of these."""
+        return all(entry.modified < self._before for entry in entries)
 
     def _snapshot_reasons(self, folder: str) -> Callable[[str], str | None]:
         """Says of an object of a snapshot why it can go, None if it must stay."""
@@ -289,6 +290,7 @@ class Sweep:
 
     def _commits(self, forgotten: set[str]) -> dict[str, Committed]:
         """What is true of every video that was not forgotten."""
+        self.ledger.newest_generations()  # writes the JSON of what only SQL knows
         generations: dict[str, list[int]] = defaultdict(list)
         for key in self.store.list("commits/"):
             match = _COMMIT.fullmatch(key)
@@ -318,7 +320,8 @@ class Sweep:
         if orphan.upload is not None or orphan.key.startswith(("probes/", "work/")) or _hidden(orphan.key):
             return True
         if match := _SNAPSHOT.fullmatch(orphan.key):
-            return self._snapshot_reasons(match["folder"])(orphan.key) is not None
+            idle = self._idle(self.store.entries(match["folder"]))  # a new run of the name writes the same parts anew
+            return idle and self._snapshot_reasons(match["folder"])(orphan.key) is not None
         video = _video(orphan.key)
         assert video is not None
         if self.store.exists(forgotten_key(video)):

@@ -156,6 +156,12 @@ class Ledger:
         for key in sorted(self.store.list(f"commits/{checked_video_id(video_id)}/")):
             self.store.delete(key)
 
+    def sql_rows(self, video_id: str) -> str | None:
+        """The database that has rows of a video; None if there is none."""
+        if self._uses_sql and self.sql.rows(self.store.identity, checked_video_id(video_id)):
+            return self.sql.where
+        return None
+
     def read(self, video_id: str, generation: int) -> Commit:
         """One commit. Raises StorageError if it is missing or damaged."""
         key = commit_key(video_id, generation)

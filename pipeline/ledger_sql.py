@@ -208,6 +208,7 @@ class SqlLedger:
         @sa.event.listens_for(engine, "connect")
         def manual(connection: Any, _record: Any) -> None:
             connection.isolation_level = None  # the driver would begin too late
+            connection.execute("PRAGMA secure_delete = ON")  # what was forgotten is in no byte of the file
 
         @sa.event.listens_for(engine, "begin")
         def immediate(connection: sa.Connection) -> None:

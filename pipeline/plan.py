@@ -118,7 +118,7 @@ class Plan:
         lists: dict[str, Any] = {bucket: [item.video for item in self.buckets[bucket][:LISTED]] for bucket in BUCKETS}
         lists["refused"] = [{"video": name, "reason": self.refusals[name]} for name in lists["refused"]]
         lists |= {"repairs": list(self.repairs[:LISTED]), "ahead_of_clock": list(self.ahead_of_clock[:LISTED])}
-        at = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="seconds")
+        at = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds")  # `status` counts from it
         return {"drop": self.drop, "root": self.root, "at": at, "counts": self.counts, **lists}
 
 

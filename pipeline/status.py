@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pipeline.plan import LISTED
 from pipeline.settings import DropSettings
@@ -16,9 +16,9 @@ from pipeline.storage.objects import ObjectStore
 from pipeline.storage.secrets import masked
 from pipeline.suggest import nearest
 from pipeline.traces import json_body
-from pipeline.work import Standing, WorkLog
+from pipeline.work import FORGOTTEN, Standing, WorkLog
 
-State = Literal["running", "failed", "unavailable", "cancelled", "quarantined"]
+State = Literal["running", "failed", "unavailable", "cancelled", "quarantined", "forgotten"]
 WORKERS = 16
 SHOWN = 200
 """Bodies of at most so many records of one state of a drop are read."""
@@ -31,7 +31,8 @@ class Line:
 
     Args:
         video: its name; None if the record does not say, as of a forgotten one.
-        state: running; failed, unavailable (store or disk) or cancelled, and will be tried again; quarantined.
+        state: running; failed, unavailable (store or disk) or cancelled, and will be tried again; quarantined;
+            forgotten on request, and refused since.
         attempts: failed and lost ones so far, of so many that it gets.
         stage, host, seconds: where a running attempt is, and for how long.
         error: why, in one line, without keys of stores.
@@ -57,6 +58,7 @@ class DropStatus:
         root: where it lies; planned_seconds: how old its last plan is. None both if none is on record.
         listed: videos at the last plan; done, waiting: now. None where only a plan could tell.
         running, failed, unavailable, cancelled, quarantined: how many; their lines are in `lines`, the first `SHOWN`.
+        forgotten: videos that were refused because somebody asked to forget them; they have no lines.
         settling, needs_prompts, refused: at the last plan, with the first names of the second.
         repairs: videos of the output whose labels are missing.
     """
@@ -72,6 +74,7 @@ class DropStatus:
     unavailable: int
     cancelled: int
     quarantined: int
+    forgotten: int = 0
     settling: int = 0
     needs_prompts: int = 0
     refused: int = 0
@@ -115,23 +118,23 @@ def output_status(store: ObjectStore, settings: DropSettings, drop: str | None =
 def _drop_status(
     work: WorkLog, drop: str, standings: Mapping[str, Standing], plan: Mapping[str, Any] | None
 ) -> DropStatus:
-    grouped: dict[State, list[str]] = {
-        state: [] for state in ("running", "failed", "unavailable", "cancelled", "quarantined")
-    }
+    grouped: dict[State, list[str]] = {state: [] for state in get_args(State)}
     for plan_key, standing in standings.items():
         if (state := _state(standing)) is not None:
             grouped[state].append(plan_key)
     counts: dict[str, Any] = {state: len(keys) for state, keys in grouped.items()}
     planned_at = None if plan is None else datetime.fromisoformat(plan["at"]).timestamp()
-    lines = []
+    lines: list[Line] = []
+    refused: list[Line] = []
     for state, keys in grouped.items():
         keys.sort(key=lambda key: -standings[key].since)
         for line in _lines(work, drop, state, keys[:SHOWN], standings):
             if plan is not None and _outdated(line, standings[line.plan_key], plan, planned_at or 0.0):
                 counts[state] -= 1
             else:
-                lines.append(line)
-    tried = sum(counts.values())
+                (refused if line.state == "forgotten" else lines).append(line)
+    counts["quarantined"] -= len(refused)
+    counts["forgotten"] = len(refused)
     if plan is None or planned_at is None:
         done = sum(standing.done is not None for standing in standings.values())
         return DropStatus(drop, None, None, None, done, None, **counts, lines=tuple(lines))
@@ -146,7 +149,7 @@ def _drop_status(
             planned[name] for name in ("wanted", "live", "settling", "needs_prompts", "quarantined", "refused", "done")
         ),
         planned["done"] + new,
-        max(0, open_then - new - tried),
+        max(0, open_then - new - _tried(standings, [*lines, *refused], counts, planned["quarantined"], planned_at)),
         **counts,
         settling=planned["settling"],
         needs_prompts=planned["needs_prompts"],
@@ -158,6 +161,21 @@ def _drop_status(
     )
 
 
+def _tried(
+    standings: Mapping[str, Standing], lines: Iterable[Line], counts: Mapping[str, int], aside: int, planned_at: float
+) -> int:
+    """How many of the videos that the last plan had open were begun since, or are set aside.
+
+    A forgotten video has no name by which one could see whether the drop still has it; the plan's number tells.
+
+    Args:   aside: how many of them the plan saw set aside.
+    """
+    before = [line for line in lines if standings[line.plan_key].since <= planned_at]
+    named = sum(line.state == "quarantined" for line in before)
+    nameless = sum(line.state == "forgotten" for line in before)
+    return sum(counts.values()) - max(0, nameless - max(0, aside - named))
+
+
 def tried_work(work: WorkLog, drop: str | None = None) -> Iterator[Line]:
     """Every piece of work that was begun and is not done, with its names: what `retry` can choose from."""
     by_drop: dict[str, dict[str, Standing]] = defaultdict(dict)
@@ -166,7 +184,7 @@ def tried_work(work: WorkLog, drop: str | None = None) -> Iterator[Line]:
     for name, standings in sorted(by_drop.items()):
         states = {plan_key: state for plan_key, one in standings.items() if (state := _state(one)) is not None}
         for state in sorted(set(states.values())):
-            yield from _lines(work, name, state, [key for key, one in states.items() if one == state], standings)
+            yield from _lines(work, name, state, sorted(key for key, one in states.items() if one == state), standings)
 
 
 def matching(word: str, lines: Iterable[Line]) -> list[Line]:
@@ -211,8 +229,8 @@ def _lines(
         folder = f"work/{partition(drop)}/{plan_key}/"
         if state == "quarantined":
             body = json_body(work.store, f"{folder}quarantined.json")
-            tried = len(body.get("attempts", ())) or standing.counted
-            return _line(drop, plan_key, body, state, tried, work, error=body.get("error"))
+            tried, error = len(body.get("attempts", ())) or standing.counted, body.get("error")
+            return _line(drop, plan_key, body, "forgotten" if error == FORGOTTEN else state, tried, work, error=error)
         if state == "running":
             attempt = max(standing.live)
             body = json_body(work.store, f"{folder}attempt-{attempt}.running.json")

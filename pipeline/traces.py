@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,12 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
-from pipeline.ledger import forgotten_key
+from pipeline.ledger import Ledger, forgotten_key
 from pipeline.storage.download import Entry
 from pipeline.storage.objects import ObjectStore
 
 WORKERS = 16
 TEXTS = frozenset((".json", ".jsonl", ".html", ".md", ".txt", ".csv", ".yaml", ".yml"))
+_ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ class Trace:
     """One object that tells of a video.
 
     Args:
-        how: by its key, by text in its body, or by rows of a Parquet file; unreadable: nobody can say.
+        how: by its key, by text in its body, by rows of a Parquet file, or by rows of a database (then the
+            key says which); unreadable: nobody can say.
+        litter: what a writer did not publish.
         upload: names the upload, for one in parts that has not ended.
     """
 
     key: str
     size_bytes: int
-    how: Literal["key", "text", "rows", "unreadable"]
+    how: Literal["key", "text", "rows", "database", "unreadable"]
+    litter: bool = False
     upload: str | None = None
 
     @property
@@ -79,22 +84,25 @@ class Search:
     opened: int
 
 
-def search(
-    store: ObjectStore, subject: Subject, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
-) -> Search:
+def search(store: ObjectStore, subject: Subject, *, deep: bool = True, ledger: Ledger | None = None) -> Search:
     """Look through a whole output.
 
     Args:
         deep: also look into Parquet files and snapshots; without, bodies of small records and all keys.
-        progress: called with objects done and their number.
+        ledger: also look into its database, where it has one.
     Raises: StorageError if a listing ends half-way.
     """
     pattern = subject.pattern
     tombstone = forgotten_key(subject.video_id) if subject.video_id else None
     found: list[Trace] = []
+    if ledger is not None and subject.video_id and (database := ledger.sql_rows(subject.video_id)):
+        found.append(Trace(database, 0, "database"))
     for staged in store.staged():
         if subject.video_id and subject.video_id in staged.key:
-            found.append(Trace(staged.key, staged.size_bytes, "key", staged.upload))
+            found.append(Trace(staged.key, staged.size_bytes, "key", True, staged.upload))
+        elif staged.upload is None and _is_text(_target(staged.key)):
+            how = _tells(store, staged.key, subject, pattern)
+            found += [] if how is None else [Trace(staged.key, staged.size_bytes, how, how == "text")]
     entries = [entry for entry in store.entries() if entry.key != tombstone]
     ours: list[Entry] = []
     for entry in entries:
@@ -106,15 +114,11 @@ def search(
             ours.append(entry)
 
     def look(entry: Entry) -> Trace | None:
-        how = _tells(store, entry, subject, pattern)
+        how = _tells(store, entry.key, subject, pattern)
         return None if how is None else Trace(entry.key, entry.size_bytes, how)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        for number, trace in enumerate(pool.map(look, ours), 1):
-            if trace is not None:
-                found.append(trace)
-            if progress is not None:
-                progress(number, len(ours))
+        found += [trace for trace in pool.map(look, ours) if trace is not None]
     size_bytes = sum(entry.size_bytes for entry in entries)
     return Search(tuple(sorted(found, key=lambda one: one.key)), len(entries), size_bytes, len(ours))
 
@@ -160,21 +164,27 @@ def _is_text(key: str) -> bool:
     return PurePosixPath(key).suffix.lower() in TEXTS
 
 
+def _target(key: str) -> str:
+    """What a temporary file was to become: `plans/.night.json.0f3c.tmp` -> `night.json`."""
+    return PurePosixPath(key).name.rpartition(".")[0].rpartition(".")[0]
+
+
 def _tells(
-    store: ObjectStore, entry: Entry, subject: Subject, pattern: re.Pattern[str]
+    store: ObjectStore, key: str, subject: Subject, pattern: re.Pattern[str]
 ) -> Literal["text", "rows", "unreadable"] | None:
     """How the content of an object tells of the video, None if it does not or is gone."""
     try:
-        if entry.key.endswith(".parquet"):
-            with store.open(entry.key) as file:
+        if key.endswith(".parquet"):
+            with store.open(key) as file:
                 return "rows" if _rows_tell(pq.ParquetFile(file), subject, pattern) else None
-        text = store.get(entry.key).decode(errors="replace")
+        text = store.get(key).decode(errors="replace")
         try:
             return "text" if mentions(json.loads(text), pattern) else None
         except ValueError:
-            return "text" if pattern.search(text) else None
+            forms = (text, html.unescape(text), _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text))
+            return "text" if any(pattern.search(form) for form in forms) else None
     except StorageError:
-        return "unreadable" if store.exists(entry.key) else None
+        return "unreadable" if store.exists(key) else None
 
 
 def _rows_tell(file: pq.ParquetFile, subject: Subject, pattern: re.Pattern[str]) -> bool:

@@ -54,7 +54,7 @@ def forget(
     with reading_the_call(VideoError):
         subject = job.find_subject(store, video, settings, known)
     if undo:
-        if subject.video_id is None or not job.undo(store, subject.video_id):
+        if subject.video_id is None or not job.undo(store, settings, subject.video_id):
             raise CallError("a video that was forgotten", video, "see forgotten/ in the output")
         results().print(f"{subject.video_id[:12]} may be labelled again")
         return

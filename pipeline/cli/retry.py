@@ -49,6 +49,10 @@ def retry(
         if line.state == "running":
             console.print(f"{name}: under way on {escape(line.host or 'a worker')}, left alone", soft_wrap=True)
             continue
+        if line.state == "forgotten":
+            step = "`masksieve forget --undo` lets it be labelled again"
+            console.print(f"{name}: forgotten on request, left alone; {step}", soft_wrap=True)
+            continue
         work.retry(line.drop, line.plan_key)
         begun += 1
         what = "out of quarantine, " if line.state == "quarantined" else ""

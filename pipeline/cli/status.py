@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from pipeline.cli.console import FAILED, plain_table, results
+from pipeline.cli.console import FAILED, CallError, plain_table, results
 from pipeline.cli.gc import Out, existing_output
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.summary import counted
+from pipeline.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,6 +40,9 @@ def status(
     settings = make_settings(config, set_)
     store = existing_output(out, settings.storage)
     found = output_status(store, settings.drops, drop)
+    if drop is not None and not found.drops:
+        names = [one.drop for one in output_status(store, settings.drops).drops]
+        raise CallError(f"a drop that {store.url} knows", drop, did_you_mean(drop, names) if names else "none is yet")
     if watch and not json_:
         _watch(lambda: output_status(store, settings.drops, drop), found)
     elif json_:
@@ -109,6 +113,9 @@ def _notes(one: DropStatus) -> list[str]:
             notes += ["", f"[bold]{escape(one.drop)}: {total:,} {state}[/]{_what_to_do(state)}"]
             notes += [f"  {_told(line)}" for line in lines[:NAMED]]
             notes += _more(total - min(NAMED, len(lines)))
+    if one.forgotten:
+        who = "1 video that was" if one.forgotten == 1 else f"{one.forgotten:,} videos that were"
+        notes += ["", f"[bold]{escape(one.drop)}: {who} forgotten on request[/]; take the files out of the drop"]
     if one.needs_prompts:
         todo = "put STEM.prompts.json beside each, or set prompts.on_missing: auto"
         notes += ["", f"[bold]{escape(one.drop)}: {one.needs_prompts:,} without prompts[/]; {todo}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -11,7 +12,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -127,3 +130,49 @@ def postgres_url() -> Iterator[str]:
     finally:
         subprocess.run([*as_user, str(tools / "pg_ctl"), "-D", data, "-m", "immediate", "stop"], capture_output=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drop `night` worked off into `out`: three clips, one of them under a second name, a broken one, one without
+    prompts. Tests take a copy of `out`, see `lake`."""
+    from pipeline.demo import make_drop
+    from pipeline.errors import MasksieveError
+    from pipeline.label import label_video
+    from pipeline.models import load_model
+    from pipeline.plan import plan_drop, write_plan
+    from pipeline.settings import load_settings
+    from pipeline.storage.objects import ObjectStore
+    from pipeline.work import WorkLog
+
+    root = tmp_path_factory.mktemp("lake")
+    clips = make_drop(root / "night", num_frames=3)
+    for name in ("again", "broken"):
+        shutil.copy(clips[0].prompts, root / f"night/{name}.prompts.json")
+    shutil.copy(clips[0].video, root / "night/again.mp4")
+    (root / "night/broken.mp4").write_bytes(b"no video at all")
+    (root / "night/bare.mp4").write_bytes(clips[1].video.read_bytes() + b"\0")
+    settings = load_settings(None, {"drops.settle_seconds": 0.0, "policy.max_uncertainty": 0.05})
+    drop, out, model = ObjectStore(root / "night"), ObjectStore(root / "out"), load_model("sam2_nano")
+    work = WorkLog(out, settings.drops)
+    for item in plan_drop(drop, out, settings).wanted:
+        for _ in range(settings.drops.max_attempts):
+            attempt = work.begin(item, "run")
+            if attempt is None:
+                break
+            with suppress(MasksieveError), attempt:
+                video = label_video(item.video, item.prompts, out.url, settings, drop="night", model=model)
+                attempt.done(video)
+    write_plan(out, plan_drop(drop, out, settings))
+    return root
+
+
+@pytest.fixture
+def lake(night: Path, tmp_path: Path) -> Path:
+    """A copy of the output of `night` that a test may change; all of it is of this moment."""
+    out = Path(shutil.copytree(night / "out", tmp_path / "out"))
+    plan = out / "plans/night.json"
+    about = json.loads(plan.read_text()) | {"at": datetime.fromtimestamp(time.time() + 0.01, UTC).isoformat()}
+    plan.write_text(json.dumps(about))
+    time.sleep(0.01)
+    return out
