@@ -3,9 +3,10 @@
 `python benchmarks/kill.py [--kills 60] [--seed 0] [--workers 2]` starts `masksieve up`, drops small videos, and ends
 processes with SIGKILL: the engine of a flow run, a worker and the server at the start of every stage (download, probe,
 propagate, write, commit, route), and each of them, the decoder and `masksieve up` itself (which is started again) at
-random moments. Every kill is logged with the stage that it hit. Then it waits until the drop is worked off, removes orphans, labels the same videos once more in
-peace and compares: SHA-256 of facts, labels, review lists and pictures, one generation and one done record per video,
-no row twice, nothing left over. It prints both tables and exits 1 where anything differs.
+random moments. Every kill is logged with the stage that it hit. Then it waits until the drop is worked off, removes
+orphans, labels the same videos once more in peace and compares: SHA-256 of facts, labels, review lists and pictures,
+one generation and one done record per video, no row twice, nothing left over. It prints both tables and exits 1 where
+anything differs.
 """
 
 from __future__ import annotations
@@ -136,15 +137,12 @@ class Installation:
     def pids(self, target: str) -> list[int]:
         """Of the processes of one kind."""
         words = {
-            "engine": "flow-run execute",
+            "engine": "prefect.engine",
             "worker": "worker start",
-            "server": "uvicorn",
+            "server": "server start",
             "decoder": "pipeline.video",
         }
-        found = [pid for pid, command in self.descendants().items() if words[target] in command]
-        if target == "engine":  # Prefect starts engines in more than one way
-            found += [pid for pid, line in self.stages().items() if pid in self.descendants() and pid not in found]
-        return found
+        return [pid for pid, command in self.descendants().items() if words[target] in command]
 
     def stages(self) -> dict[int, dict[str, Any]]:
         """The last stage that each process told."""

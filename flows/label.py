@@ -41,7 +41,7 @@ from pipeline.retune import derive_all
 from pipeline.scratch import sweep_scratch
 from pipeline.settings import Settings, load_settings, refuse_secrets
 from pipeline.storage.objects import ObjectStore
-from pipeline.storage.secrets import masked
+from pipeline.storage.secrets import hushed, masked
 from pipeline.work import FORGOTTEN, Item, WorkLog
 from usam.weights import load_bank
 
@@ -108,6 +108,7 @@ def not_set_aside(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     cache_policy=NO_CACHE,
     persist_result=False,
 )
+@hushed()
 def label_item(item: Item, batch: Batch) -> Row:
     """One try at one video. Returns: its line of the summary. Raises: SetAside if it failed for good."""
     logger = get_run_logger()

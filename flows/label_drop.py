@@ -23,6 +23,7 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.prefetch import Prefetch
 from pipeline.report import VideoReport
 from pipeline.settings import Settings, load_settings, refuse_secrets
+from pipeline.storage.secrets import hushed
 
 RETRY_DELAYS_SECONDS = [5.0, 30.0]
 
@@ -49,6 +50,7 @@ def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     cache_policy=NO_CACHE,
     persist_result=False,
 )
+@hushed()
 def label_one(
     video: str, prompts: str | None, out: str, settings: Settings, drop: str | None, model: LoadedModel, ahead: Prefetch
 ) -> VideoReport:

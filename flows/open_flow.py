@@ -1,4 +1,4 @@
-"""Flows whose parameters everybody may read who reaches the server: secrets are refused before they are sent there."""
+"""Flows that everybody may look into who reaches the server: no parameter, message or traceback has a secret in it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any, ParamSpec, TypeVar
 from prefect.flows import Flow
 
 from pipeline.settings import refuse_secrets
+from pipeline.storage.secrets import hushed
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class OpenFlow(Flow[P, R]):
-    """A flow that keeps store keys among its `overrides` off the server that records its parameters."""
+    """A flow that keeps store keys among its `overrides` and in its errors off the server that records them."""
+
+    def __init__(self, fn: Callable[P, R], **options: Any) -> None:
+        super().__init__(fn, **options)
+        self.fn = hushed()(fn)
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """The parameters as they are sent. Raises SettingsError if one of them holds a secret."""

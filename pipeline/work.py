@@ -28,6 +28,7 @@ from pipeline.settings import DropSettings
 from pipeline.storage.download import Entry
 from pipeline.storage.manifest import partition
 from pipeline.storage.objects import ObjectStore
+from pipeline.storage.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -316,7 +317,7 @@ class Attempt:
             state = "unavailable"
         elif error is None or not isinstance(error, Exception):
             state = "cancelled"
-        reason = " ".join(str(error).split()) if error is not None else "left without a result"
+        reason = masked(" ".join(str(error).split())) if error is not None else "left without a result"
         if error is not None and not isinstance(error, MasksieveError):
             reason = f"{type(error).__name__}: {reason}".rstrip(": ")
         self.records.put(self._key(state), {**self._about(), "error": reason, "ended_at": _now()})

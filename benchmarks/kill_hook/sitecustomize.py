@@ -39,7 +39,8 @@ def target_pid(target: str) -> int | None:
         parent = os.getppid()
         command = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ")
         return parent if b" worker start " in command else None
-    return int((Path(FOLDER) / "server.pid").read_text())
+    noted = Path(FOLDER) / "server.pid"
+    return int(noted.read_text()) if noted.exists() else None
 
 
 def entered(stage: str, attempt: Any) -> None:
@@ -49,8 +50,10 @@ def entered(stage: str, attempt: Any) -> None:
     told(about)
     for arm in sorted(Path(FOLDER).glob("arm-*.json")):
         wanted = json.loads(arm.read_text())
+        if wanted["stage"] != stage or attempt.number > LAST_NUMBER:
+            continue
         pid = target_pid(wanted["target"])
-        if wanted["stage"] != stage or attempt.number > LAST_NUMBER or pid is None:
+        if pid is None:
             continue
         try:
             arm.rename(arm.with_suffix(".taken"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StorageError
@@ -39,6 +41,24 @@ def masked(text: str) -> str:
         for spelled in {value, quote(value, safe="")}:
             text = text.replace(spelled, HIDDEN)
     return _USERINFO.sub(f"{HIDDEN}@", _QUERY.sub(rf"\1{HIDDEN}", text))
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Let an error of the block say no key, wherever its message and traceback go: a server keeps them.
+
+    Raises: the error, without what caused it if that quotes a key; a RuntimeError in its place if it can't be mended.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.args = tuple(masked(one) if isinstance(one, str) else one for one in error.args)
+        vars(error).update({name: masked(value) for name, value in vars(error).items() if isinstance(value, str)})
+        if (told := str(error)) != masked(told):
+            raise RuntimeError(f"{type(error).__name__}: {masked(told)}") from None
+        if (told := "".join(traceback.format_exception(error))) != masked(told):
+            raise error from None
+        raise
 
 
 class _Blotting(logging.Filter):
