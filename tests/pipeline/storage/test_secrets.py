@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.settings import StorageSettings
 from pipeline.storage import secrets
 from pipeline.storage.objects import ObjectStore
 from pipeline.storage.retry import reason
-from pipeline.storage.secrets import masked
+from pipeline.storage.secrets import hushed, masked
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=@:-_."
 keys = st.text(ALPHABET, min_size=12, max_size=40).filter(lambda one: not set(one) <= set("./:@-_"))
@@ -154,3 +155,30 @@ def test_a_name_in_a_bucket_that_would_lead_elsewhere_is_refused_as_a_file(
 def test_an_address_with_dot_parts_is_refused(url: str) -> None:
     with pytest.raises(StorageError, match="dot parts"):
         ObjectStore(url)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "kind"),
+    [
+        (RuntimeError("quotes secret-word-1"), None, RuntimeError),
+        (OSError(5, "quotes secret-word-1"), None, RuntimeError),  # keeps its text elsewhere than in its arguments
+        (StorageError("a store", "secret-word-1", "wait"), None, StorageError),
+        (StorageError("a store", "none", "wait"), KeyError("secret-word-1"), StorageError),
+    ],
+)
+def test_an_error_that_leaves_a_flow_is_hushed(
+    error: Exception, cause: Exception | None, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-word-1")
+    with pytest.raises(kind) as told, hushed():
+        raise error from cause
+    text = "".join(traceback.format_exception(told.value))
+    assert "secret-word-1" not in text
+    assert "secret-word-1" not in repr(vars(told.value))
+    assert secrets.HIDDEN in text or cause is not None
+
+
+def test_an_error_without_a_key_keeps_what_caused_it() -> None:
+    with pytest.raises(StorageError) as told, hushed():
+        raise StorageError("a store", "none", "wait") from KeyError("x")
+    assert isinstance(told.value.__cause__, KeyError)
