@@ -91,10 +91,8 @@ def test_a_worker_that_was_lost_is_a_failure_that_says_where(work: WorkLog) -> N
     attempt._end_beats()
     work.put(attempt._key("running"), attempt._about())
     time.sleep(0.06)
-    (found,) = output_status(
-        work.store, DropSettings.model_construct(**{**dict(SETTINGS), "lease_seconds": 0.05})
-    ).drops
-    (line,) = found.lines
+    (one,) = output_status(work.store, DropSettings(lease_seconds=0.05)).drops
+    (line,) = one.lines
     assert (line.state, line.attempts) == ("failed", 1)
     assert line.error is not None
     assert line.error.endswith("was lost while at decode")

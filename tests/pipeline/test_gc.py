@@ -1,0 +1,430 @@
+"""Garbage: nothing goes that a commit or a snapshot names, or that somebody is writing; all else that is old does."""
+
+from __future__ import annotations
+
+import io
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.checksum import file_sha256
+from pipeline.errors import StorageError
+from pipeline.gc import Sweep
+from pipeline.ledger import Commit, Ledger, commit_key, forgotten_key
+from pipeline.records import file_metadata
+from pipeline.settings import DropSettings
+from pipeline.snapshot.manifest import CARD, MANIFEST, PAGE, Manifest, Part, as_bytes
+from pipeline.storage.download import Entry, Staged
+from pipeline.storage.manifest import FileRecord, derived_key, facts_key
+from pipeline.storage.objects import ObjectStore
+from pipeline.work import Item, WorkLog
+
+VIDEO = "cd" * 32
+LIMIT_SECONDS = 3600.0
+OLD_SECONDS, YOUNG_SECONDS = 2 * LIMIT_SECONDS, LIMIT_SECONDS / 2
+EVERYTHING = -5.0
+"""As `older_than_seconds`: whatever there is counts as old, also by a clock of whole seconds."""
+
+
+def sweep(
+    store: ObjectStore, ledger: Ledger | None = None, older_than_seconds: float = EVERYTHING, **more: Any
+) -> Sweep:
+    ledger = ledger or Ledger(store, "/nonexistent/commits.sqlite")
+    return Sweep(store, ledger, DropSettings(lease_seconds=30), older_than_seconds=older_than_seconds, **more)
+
+
+def collect(sweep: Sweep) -> list[str]:
+    """Look, remove, and give the keys that went."""
+    return [one.key for one in sweep.remove(sweep.look().orphans)]
+
+
+def labels(generation: int) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata(file_metadata({"generation": generation})), out)
+    return out.getvalue()
+
+
+class AgedStore(ObjectStore):
+    """A store in which objects are as old as a test says."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.ages: dict[str, float] = {}
+
+    def put(self, key: str, data: bytes = b"x", age: float = OLD_SECONDS) -> str:
+        self.put_atomic(key, data)
+        self.ages[key] = age
+        return key
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        for one in super().entries(prefix):
+            yield Entry(one.key, one.size_bytes, one.tag, one.modified - self.ages.get(one.key, 0.0))
+
+
+@dataclass(frozen=True)
+class Video:
+    """What lies around of one video.
+
+    Args:
+        generations: committed; derived: its labels are of this one, 0 for none.
+        pictures: generations that have some. loose: ages of facts that no commit names.
+    """
+
+    generations: int = 0
+    derived: int = 0
+    pictures: frozenset[int] = frozenset()
+    loose: tuple[float, ...] = ()
+    moved: bool = False
+    forgotten: bool = False
+
+
+@dataclass
+class World:
+    """Keys of an output by what must become of them."""
+
+    kept: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+
+
+def place(store: AgedStore, world: World, number: int, video: Video, *, superseded: bool) -> None:
+    """Put a video into the store, and note what must stay."""
+    video_id = f"{number:064x}"
+    derived = min(video.derived, video.generations)
+    dead = world.gone if video.forgotten else None  # of a forgotten video everything goes, however young
+    if video.forgotten:
+        world.kept.add(store.put(forgotten_key(video_id)))
+    for generation in range(1, video.generations + 1):
+        facts = store.put(facts_key("masks", "night", video_id, f"{generation:06d}-1"))
+        finished = datetime.now(UTC) - timedelta(seconds=OLD_SECONDS)
+        commit = Commit(
+            video_id=video_id, generation=generation, parent=generation - 1, work_key="k", video_uri="v", drop="night",
+            first_seen="night", files=(FileRecord("masks", facts, 1, 1, "00"),), rows=1, run_id="r", attempt=1,
+            started_at=finished, finished_at=finished, host="h",
+        )  # fmt: skip
+        world.kept.add(store.put(commit_key(video_id, generation), commit.model_dump_json().encode()))
+        replaced = superseded and generation < video.generations == derived
+        (dead if dead is not None else world.gone if replaced else world.kept).add(facts)
+    for layer in ("labels", "review") if derived else ():
+        (dead if dead is not None else world.kept).add(
+            store.put(derived_key(layer, "night", video_id), labels(derived))
+        )  # fmt: skip
+        if video.moved:
+            world.gone.add(store.put(derived_key(layer, "day", video_id), labels(1)))
+    for generation in video.pictures:
+        key = store.put(f"review_images/{video_id}/{generation:06d}/00000000.jpg")
+        needed = min(derived, video.generations) <= generation <= video.generations
+        (dead if dead is not None else world.kept if needed else world.gone).add(key)
+    for attempt, age in enumerate(video.loose):
+        key = store.put(facts_key("tokens", "night", video_id, f"000009-{attempt}"), age=age)
+        (dead if dead is not None else world.gone if age > LIMIT_SECONDS else world.kept).add(key)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of so many parts, with as many leftovers beside them."""
+
+    published: bool
+    parts: int = 0
+    strays: int = 0
+    busy: bool = False
+
+
+def manifest(name: str, parts: list[str]) -> bytes:
+    named = tuple(
+        Part(key=key, split="train", rows=1, row_groups=(1,), bytes=1, sha256="0", videos=()) for key in parts
+    )
+    about: dict[str, Any] = dict.fromkeys(("videos", "left_out"), ()) | dict.fromkeys(("options", "software"), {})
+    return as_bytes(Manifest(name=name, created_at="", parts=named, policies={}, makers={}, **about))
+
+
+def part_key(number: int, digest: str = "0") -> str:
+    return f"train/part-{number:05d}-{digest * 12}.parquet"
+
+
+def freeze(store: AgedStore, world: World, number: int, snapshot: Snapshot) -> None:
+    folder = f"snapshots/s{number}/"
+    parts = [part_key(one) for one in range(snapshot.parts)]
+    needed = {store.put(f"{folder}{key}") for key in [*parts, CARD, PAGE]}
+    strays = {store.put(f"{folder}{part_key(one, 'f')}") for one in range(snapshot.strays)}
+    if snapshot.busy:
+        needed.add(store.put(f"{folder}{part_key(99)}", age=YOUNG_SECONDS))
+    if snapshot.published:
+        needed.add(store.put(f"{folder}{MANIFEST}", manifest(f"s{number}", parts)))
+    if not snapshot.published and not snapshot.busy:
+        strays |= needed
+        needed = set()
+    world.kept |= needed | (strays if snapshot.busy else set())
+    world.gone |= set() if snapshot.busy else strays
+
+
+ages = st.sampled_from((OLD_SECONDS, YOUNG_SECONDS))
+videos = st.builds(
+    Video, st.integers(0, 3), st.integers(0, 3), st.frozensets(st.integers(1, 4), max_size=3),
+    st.lists(ages, max_size=3).map(tuple), st.booleans(), st.booleans(),
+)  # fmt: skip
+snapshots = st.builds(Snapshot, st.booleans(), st.integers(0, 2), st.integers(0, 2), st.booleans())
+LATE = Video(3, 2, frozenset((1, 2, 3, 4)), (OLD_SECONDS, YOUNG_SECONDS), moved=True)
+
+
+@given(st.lists(videos, max_size=4), st.lists(snapshots, max_size=2), st.booleans())
+@example([LATE, Video(2, 2), Video(3, 3, LATE.pictures, forgotten=True)], [Snapshot(True, 1, 1)], True)
+@example([LATE, Video(1, 1)], [Snapshot(False, 1, 1), Snapshot(True, 1, 1, busy=True)], False)
+@settings(max_examples=60)
+def test_all_that_is_old_and_unnamed_goes_and_nothing_else(
+    placed: list[Video], frozen: list[Snapshot], superseded: bool
+) -> None:
+    store, world = AgedStore(f"memory://gc-{uuid.uuid4().hex}"), World()
+    for number, video in enumerate(placed):
+        place(store, world, number, video, superseded=superseded)
+    for number, snapshot in enumerate(frozen):
+        freeze(store, world, number, snapshot)
+    world.kept |= {store.put("plans/night.json"), store.put("notes/by-a-person.txt"), store.put("masks/alien.bin")}
+    world.gone |= {store.put("probes/1/object")}
+    found = sweep(store, older_than_seconds=LIMIT_SECONDS, superseded=superseded)
+    garbage = found.look()
+    assert {one.key for one in garbage.orphans} == world.gone
+    assert set(store.list()) == world.kept | world.gone  # looking removes nothing
+    assert {one.key for one in found.remove(garbage.orphans)} == world.gone
+    assert set(store.list()) == world.kept
+    assert sweep(store, older_than_seconds=LIMIT_SECONDS, superseded=superseded).look().orphans == ()
+
+
+def test_an_output_that_is_whole_has_no_garbage(lake: Path) -> None:
+    store = ObjectStore(lake)
+    before = {path: file_sha256(path) for path in lake.rglob("*") if path.is_file()}
+    assert collect(sweep(store, superseded=True)) == []
+    orphan = facts_key("masks", "night", VIDEO, "000001-dead")
+    store.put_atomic(orphan, b"of a worker that was killed")
+    assert collect(sweep(store)) == [orphan]
+    assert {path: file_sha256(path) for path in lake.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(params=["local", "moto", "rclone"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "local":
+        return ObjectStore(tmp_path / "out")
+    server = request.getfixturevalue(f"{request.param}_s3")
+    return ObjectStore(server.new_bucket() + "/out", server.settings())
+
+
+@pytest.fixture
+def ledger(store: ObjectStore, tmp_path: Path) -> Ledger:
+    return Ledger(store, tmp_path / "commits.sqlite")
+
+
+def facts(store: ObjectStore, attempt: str = "000001-1", video: str = VIDEO) -> str:
+    key = facts_key("masks", "night", video, attempt)
+    store.put_atomic(key, b"facts")
+    return key
+
+
+def commit(ledger: Ledger, key: str, parent: int = 0, video: str = VIDEO) -> Commit:
+    return ledger.commit(
+        video, parent=parent, work_key=key, video_uri="v.mp4", drop="night", run_id="run", attempt=1,
+        files=[FileRecord("masks", key, 7, 5, "00")], started_at=datetime.now(UTC),
+    )  # fmt: skip
+
+
+def test_what_was_committed_since_somebody_looked_stays(store: ObjectStore, ledger: Ledger) -> None:
+    commit(ledger, facts(store, video="ef" * 32), video="ef" * 32)
+    taken, left = facts(store), facts(store, "000001-2")
+    other = facts(store, video="ab" * 32)
+    for layer in ("labels", "review"):
+        store.put_atomic(derived_key(layer, "night", VIDEO), labels(1))
+    sweeper = sweep(store, ledger)
+    garbage = sweeper.look()
+    assert {taken, left, other} < {one.key for one in garbage.orphans}
+    commit(ledger, taken)
+    assert {one.key for one in sweeper.remove(garbage.orphans)} == {left, other}
+    assert store.exists(taken)
+    assert store.exists(derived_key("labels", "night", VIDEO))
+
+
+def test_what_is_committed_while_somebody_looks_stays(
+    store: ObjectStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are listed before the commits are read, never the other way round."""
+    key, staged = facts(store), ObjectStore.staged
+
+    def late(self: ObjectStore) -> Iterator[Staged]:  # is asked for when the layers are listed
+        commit(ledger, key)
+        monkeypatch.undo()
+        return staged(self)
+
+    monkeypatch.setattr(ObjectStore, "staged", late)
+    assert sweep(store, ledger).look().orphans == ()
+
+
+def test_what_an_attempt_under_way_has_written_stays_whatever_its_age(store: ObjectStore, ledger: Ledger) -> None:
+    work = WorkLog(store, DropSettings(lease_seconds=30))
+    attempt = work.begin(Item("v.mp4", None, "night", "1" * 64), "run")
+    assert attempt is not None
+    with attempt:
+        key = facts(store)
+        half = unfinished(store, "masks/drop=night/x.parquet") if "://" not in store.url else []
+        garbage = sweep(store, ledger).look()
+        assert (garbage.orphans, garbage.kept_young) == ((), 1 + len(half))
+    assert [one.key for one in sweep(store, ledger).look().orphans] == sorted([key, *half])
+
+
+def unfinished(store: ObjectStore, key: str) -> list[str]:
+    """Begin to write an object and leave it so; the keys by which the store tells of it."""
+    path = store.path(key)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.{'0' * 32}.tmp").write_bytes(b"half of i")
+    else:
+        backend: Any = store._backend
+        backend.call("create_multipart_upload", key, backend.patience())
+    return [one.key for one in store.staged()]
+
+
+def test_what_nobody_published_goes_with_age(store: ObjectStore, ledger: Ledger) -> None:
+    if not unfinished(store, "labels/drop=night/x.parquet"):
+        return  # this server does not list uploads
+    if "://" not in store.url:  # moto says 2010 of each upload
+        assert sweep(store, ledger, older_than_seconds=LIMIT_SECONDS).look().kept_young == 1
+    sweeper = sweep(store, ledger)
+    (one,) = sweeper.look().orphans
+    assert one.reason in ("upload that never ended", "temporary file of a writer that is gone")
+    assert sweeper.remove([one]) == [one]
+    assert list(store.staged()) == []
+
+
+def test_a_row_that_only_sql_knows_is_a_commit(rclone_s3: Any, tmp_path: Path) -> None:
+    """Its writer died before it wrote the JSON."""
+    store = ObjectStore(rclone_s3.new_bucket(), rclone_s3.settings())
+    ledger = Ledger(store, tmp_path / "commits.sqlite")
+    key = facts(store)
+    commit(ledger, key)
+    store.delete(commit_key(VIDEO, 1))
+    assert sweep(store, ledger).look().orphans == ()
+    assert store.exists(commit_key(VIDEO, 1))
+
+
+@pytest.mark.parametrize("wrong_by", [-86_400.0, 86_400.0])
+def test_age_goes_by_the_stores_clock(
+    store: ObjectStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, wrong_by: float
+) -> None:
+    facts(store)
+    real = time.time
+    monkeypatch.setattr("pipeline.work.time.time", lambda: real() + wrong_by)
+    found = sweep(store, ledger, older_than_seconds=LIMIT_SECONDS).look()
+    assert (found.orphans, found.kept_young) == ((), 1)
+    assert len(sweep(store, ledger).look().orphans) == 1
+
+
+def damaged(store: ObjectStore) -> str:
+    store.put_atomic(commit_key(VIDEO, 1), b"{")
+    return "a readable commit"
+
+
+def of_another(store: ObjectStore) -> str:
+    store.put_atomic(commit_key("ab" * 32, 1), store.get(commit_key(VIDEO, 1)))
+    return "the commit of its name"
+
+
+def without_the_first(store: ObjectStore) -> str:
+    body = store.get(commit_key(VIDEO, 1)).replace(b'"generation": 1', b'"generation": 2')
+    store.put_atomic(commit_key(VIDEO, 2), body)
+    store.delete(commit_key(VIDEO, 1))
+    return "none, and later ones"
+
+
+def with_something_else(store: ObjectStore) -> str:
+    store.put_atomic("commits/backup.json", b"{}")
+    return "nothing but commits"
+
+
+def without_any(store: ObjectStore) -> str:
+    store.put_atomic(derived_key("labels", "night", VIDEO), labels(1))
+    store.delete(commit_key(VIDEO, 1))
+    return "commits beside labels"
+
+
+@pytest.mark.parametrize("spoil", [damaged, of_another, without_the_first, with_something_else, without_any])
+def test_where_commits_cannot_be_trusted_nothing_goes(tmp_path: Path, spoil: Callable[[ObjectStore], str]) -> None:
+    store = ObjectStore(tmp_path / "out")
+    ledger = Ledger(store)
+    commit(ledger, facts(store))
+    facts(store, "000009-1")
+    before = sweep(store)
+    orphans = before.look().orphans
+    assert len(orphans) == 1
+    said = spoil(store)
+    left = store.list()
+    with pytest.raises(StorageError, match=said):
+        sweep(store).look()
+    if spoil is damaged:
+        with pytest.raises(StorageError, match=said):
+            before.remove(orphans)
+        assert store.list() == left
+
+
+def test_files_of_a_video_that_is_done_on_record_stay_without_its_commit(tmp_path: Path) -> None:
+    """Somebody lost a commit: its files are what it can be restored from."""
+    store = ObjectStore(tmp_path / "out")
+    commit(Ledger(store), facts(store))
+    lost = facts(store, video="ab" * 32)
+    work = WorkLog(store, DropSettings())
+    work.put(work.done_key(Item("v", None, "night", "1" * 64), "ab" * 32), {})
+    assert collect(sweep(store)) == []
+    assert store.exists(lost)
+
+
+def test_a_snapshot_that_was_begun_anew_keeps_its_parts() -> None:
+    """A second run of a name writes the parts of the first again, under the same keys."""
+    store = AgedStore(f"memory://gc-{uuid.uuid4().hex}")
+    parts = [store.put(f"snapshots/v1/{part_key(one)}") for one in range(2)]
+    sweeper = sweep(store, older_than_seconds=LIMIT_SECONDS)
+    orphans = sweeper.look().orphans
+    assert [one.key for one in orphans] == parts
+    store.put(parts[0], age=0.0)
+    assert sweeper.remove(orphans) == []
+    store.put("snapshots/v1/manifest.json", manifest("v1", [part_key(0)]))
+    store.ages = {}
+    assert collect(sweep(store)) == parts[1:]
+
+
+def test_records_of_attempts_go_once_the_work_is_done(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path / "out")
+    work = WorkLog(store, DropSettings(lease_seconds=30))
+    commit(Ledger(store), facts(store))
+    done, failing = (Item("v", None, "night", str(number) * 64) for number in (1, 2))
+    for item in (done, failing):
+        work.put(work.attempt_key(item, "0-1", "failed"), {"error": "x"})
+    work.put(work.done_key(done, VIDEO), {})
+    assert collect(sweep(store)) == [work.attempt_key(done, "0-1", "failed")]
+    assert work.standing(done).done == VIDEO
+    assert work.standing(failing).counted == 1
+
+
+def test_what_could_not_be_removed_is_told_and_the_rest_goes(
+    store: ObjectStore, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(ledger, facts(store))
+    stuck, other = facts(store, video="ab" * 32), facts(store, video="ef" * 32)
+    delete = ObjectStore.delete
+
+    def refuse(self: ObjectStore, key: str) -> None:
+        if key == stuck:
+            raise StorageError("to delete it", "no leave", "ask for it")
+        delete(self, key)
+
+    sweeper = sweep(store, ledger)
+    orphans = sweeper.look().orphans
+    monkeypatch.setattr(ObjectStore, "delete", refuse)
+    with pytest.raises(StorageError, match="no leave"):
+        sweeper.remove(orphans)
+    assert store.exists(stuck)
+    assert not store.exists(other)
