@@ -157,7 +157,9 @@ class ShardWriter:
         rows = sum(counts)
         if not rows:
             raise HeadError(f"at least one row in {self.path}", "none", "check the truth and the prompts")
-        maps = [np.load(self._part(v, "npy"), mmap_mode="r") for v, n in zip(video_ids, counts, strict=True) if n]
+        maps = [
+            np.lib.format.open_memmap(self._part(v, "npy"), "r") for v, n in zip(video_ids, counts, strict=True) if n
+        ]
         if len({tokens.shape[2] for tokens in maps}) > 1:
             raise HeadError("tokens of one width", "several", "harvest models of different widths apart")
         part = self.path / "tokens.tmp"
@@ -216,7 +218,7 @@ class Shard:
             names = ("kind", "models", "deployed", "dataset", "split", "protocol")
             plan = Plan(*(values[name] for name in names))
             table = pq.read_table(path / "rows.parquet")
-            tokens = np.load(path / "tokens.npy", mmap_mode="r")
+            tokens = np.lib.format.open_memmap(path / "tokens.npy", "r")
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             got = f"{type(error).__name__}: {error}"
             raise HeadError(f"a whole harvest in {path}", got, "harvest again") from error

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from usam.bank_files import file_sha256
 from usam.errors import HeadError, ShapeError
 from usam.features import FEATURES
 from usam.targets import TRACKED_HEAD, shift_of
@@ -188,10 +189,10 @@ def save_stacker(stacker: Stacker, path: Path) -> Path:
     card.unlink(missing_ok=True)
     part = path.with_name(path.name + ".part")
     save_file({k: v.cpu().contiguous() for k, v in sorted(stacker.states().items())}, part, {"format": FORMAT})
+    values = {"format": FORMAT, "features": list(FEATURES), "weights_sha256": file_sha256(part), **asdict(stacker.card)}
     part.chmod(0o644)  # safetensors writes for its owner alone
     part.replace(path)
     part = card.with_name(card.name + ".part")
-    values = {"format": FORMAT, "features": list(FEATURES), **asdict(stacker.card)}
     part.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
     part.replace(card)
     return path
@@ -210,6 +211,9 @@ def load_stacker(path: Path, *, heads_sha256: str | None = None) -> Stacker:
         names = StackerCard.__dataclass_fields__
         lists = {name: tuple(values[name]) for name in ("heads", "targets")}
         card = StackerCard(**{name: values[name] for name in names} | lists)
+        found, wanted = file_sha256(path), values.get("weights_sha256")
+        if wanted not in (None, found):
+            raise HeadError(f"weights {str(wanted)[:12]} in {path}", found[:12], "copy its two files again")
         stacker = Stacker(load_file(path), card)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         got = f"{type(error).__name__}: {error}"

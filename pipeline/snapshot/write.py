@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import ForgottenError, StorageError, VideoError
 from pipeline.ledger import Ledger, forgotten_key
@@ -196,12 +197,16 @@ class _Making:
     def _labels(self, one: Candidate, path: Path) -> VideoLabels:
         """The labels as they are published, of the newest generation; a copy, so that nobody replaces them meanwhile.
 
-        Raises: VideoError if they are gone or of another generation.
+        Raises: VideoError if they are gone, damaged or of another generation.
         """
         if not self._store.exists(one.key):
             raise VideoError(f"labels of {one.name}", "none: they were removed meanwhile", "make the snapshot again")
         self._store.get_file(one.key, path)
-        labels = VideoLabels(path, self._options.decisions)
+        try:
+            labels = VideoLabels(path, self._options.decisions)
+        except (pa.ArrowException, OSError) as error:
+            step = f"remove {self._store.uri(one.key)} and label it again, then make the snapshot"
+            raise VideoError(f"readable labels of {one.name}", str(error), step) from error
         found = (labels.metadata.get("generation"), labels.metadata.get("facts_sha256"))
         newest = self._ledger.newest_generation(one.video_id)
         if found != (one.generation, one.facts_sha256) or newest != one.generation:

@@ -73,7 +73,8 @@ def _in_output(store: ObjectStore) -> bytes:
 
 
 def test_no_key_is_told_to_anybody_whatever_fails(
-    moto_s3: S3Server, drop: Path, items: Items, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    moto_s3: S3Server,  # noqa: F811
+    drop: Path, items: Items, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": moto_s3.endpoint_url}).items():
