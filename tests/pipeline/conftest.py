@@ -135,13 +135,14 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drop `night` worked off into `out`: three clips, one of them under a second name, a broken one, one without
-    prompts. Tests take a copy of `out`, see `lake`."""
+    prompts; a snapshot `v1` of all that was not held. Tests take a copy of `out`, see `lake`."""
     from pipeline.demo import make_drop
     from pipeline.errors import MasksieveError
     from pipeline.label import label_video
     from pipeline.models import load_model
     from pipeline.plan import plan_drop, write_plan
     from pipeline.settings import load_settings
+    from pipeline.snapshot.write import SnapshotOptions, write_snapshot
     from pipeline.storage.objects import ObjectStore
     from pipeline.work import WorkLog
 
@@ -152,7 +153,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(clips[0].video, root / "night/again.mp4")
     (root / "night/broken.mp4").write_bytes(b"no video at all")
     (root / "night/bare.mp4").write_bytes(clips[1].video.read_bytes() + b"\0")
-    settings = load_settings(None, {"drops.settle_seconds": 0.0, "policy.max_uncertainty": 0.05})
+    settings = load_settings(None, {"drops.settle_seconds": 0.0, "policy.max_uncertainty": 0.05, "output.tokens": True})
     drop, out, model = ObjectStore(root / "night"), ObjectStore(root / "out"), load_model("sam2_nano")
     work = WorkLog(out, settings.drops)
     for item in plan_drop(drop, out, settings).wanted:
@@ -164,6 +165,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 video = label_video(item.video, item.prompts, out.url, settings, drop="night", model=model)
                 attempt.done(video)
     write_plan(out, plan_drop(drop, out, settings))
+    write_snapshot(out.url, SnapshotOptions("v1", decisions=("accept", "review"), val_share=0.0), settings)
     return root
 
 
