@@ -90,7 +90,7 @@ class Installation:
         }  # fmt: skip
         (root / "tmp").mkdir()
         words = [sys.executable, "-m", "flows.cli", "up", "--drop", drop, "--out", out, "--home", root / "home"]
-        words += ["--port", port, "--workers", workers, "--every", "4", "--metrics-port", "0"]
+        words += ["--port", port, "--workers", workers, "--every", "8", "--metrics-port", "0"]
         for key, value in SETTINGS.items():
             words += ["--set", f"{key}={value}"]
         self._command = [str(word) for word in words]
@@ -225,8 +225,8 @@ def wait_until_done(up: Installation, videos: Videos, work: WorkLog) -> float:
     """Seconds until nothing is left to do."""
     start = time.monotonic()
     while waiting(work, videos):
-        if time.monotonic() - start > 600 or not up.alive():
-            raise SystemExit(f"{waiting(work, videos)} videos are not done after 600 s:\n{up.said()}")
+        if time.monotonic() - start > 900 or not up.alive():
+            raise SystemExit(f"{waiting(work, videos)} videos are not done after 900 s:\n{up.said()}")
         time.sleep(0.5)
     return time.monotonic() - start
 

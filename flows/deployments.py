@@ -266,7 +266,6 @@ def _create(
     schedules: list[Any],
 ) -> UUID:
     """Create a deployment, or bring it up to date."""
-    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
     from prefect.utilities.callables import parameter_schema
 
     flow = flow_of(one)
@@ -284,14 +283,6 @@ def _create(
         schedules=schedules,
         description=one.about,
         tags=["masksieve"],
-        # A second planner would find nothing that the first does not; one that waits would pile up behind it. Labelling
-        # has no limit here: it is as many runs as workers take, and a slot would outlive a killed run by minutes.
-        concurrency_limit=1 if one.name == DROPS else None,
-        concurrency_options=ConcurrencyOptions(
-            collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW, grace_period_seconds=60
-        )
-        if one.name == DROPS
-        else None,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -16,6 +17,7 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -23,11 +25,13 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Failed
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
 
 from flows.deployments import LABEL
 from flows.open_flow import open_flow
-from pipeline.plan import Batch, Plan, plan_drop, shown, write_plan
+from pipeline.names import shown
+from pipeline.plan import Batch, Plan, plan_drop, write_plan
 from pipeline.plan_summary import plan_rows
 from pipeline.settings import load_settings, refuse_secrets
 from pipeline.storage.objects import ObjectStore
@@ -39,8 +43,8 @@ SOME_FAILED = "SomeFailed"
 """The name of the state after batches that failed in this process."""
 PAGE = 200
 """Flow runs that a Prefect server gives at a time."""
-PENDING_SECONDS = 3600.0
-"""A run that is still being started after so long was left by its worker; images may take minutes to come."""
+PENDING_SECONDS = 300.0
+"""A run that is still being started after so long was left by its worker; a second one beside it would do no harm."""
 UNDER_WAY = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -65,13 +69,17 @@ def watch_drop(
         dry_run: only say what would be done; nothing is written.
         submit: hand the batches to the deployment of `label`; False, or where there is none, works them off here.
     Returns: the plan's counts, with `submitted` (names of the flow runs), `here` (batches worked off in this process)
-             and `waiting` (batches for which there was no room); a Failed state if a batch failed here.
+             and `waiting` (batches for which there was no room); a Failed state if a batch failed here; a state named
+             Answered if the same plan was made since this one was due, as when many fell due while no worker was there.
     """
     refuse_secrets(overrides)
+    log = get_run_logger()
+    if (name := _answered_by()) is not None:
+        log.info("planned already by %s, which began after this was due", name)
+        return Completed(name="Answered", message=f"by {name}")
     settings = load_settings(config, overrides)
     source, target = ObjectStore(drop, settings.storage), ObjectStore(out, settings.storage)
     plan = plan_drop(source, target, settings, name=drop_name)
-    log = get_run_logger()
     log.info("%s: %s", plan.drop, ", ".join(f"{count} {name}" for name, count in plan.counts.items() if count))
     summary = {"drop": plan.drop, **plan.counts, "submitted": [], "here": 0, "waiting": 0}
     if not dry_run:
@@ -89,6 +97,30 @@ def watch_drop(
     if failed := summary.pop("failed", 0):
         return Failed(name=SOME_FAILED, message=f"{failed} of {summary['here']} batches have videos that failed")
     return summary
+
+
+def _answered_by() -> str | None:
+    """The run that made this very plan after this run was due, if there is one.
+
+    A limit of one run at a time would keep plans apart too, but a server that loses track of a run whose process was
+    killed holds its slot for good, and no plan runs any more.
+    """
+    if flow_run.id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(str(flow_run.id)))
+        if own.expected_start_time is None:
+            return None
+        others = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[watch_drop.name])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
+                start_time=FlowRunFilterStartTime(after_=own.expected_start_time),
+            ),
+            sort=FlowRunSort.START_TIME_DESC,
+            limit=PAGE,
+        )
+    return next((one.name for one in others if one.id != own.id and one.parameters == own.parameters), None)
 
 
 def _can_submit() -> bool:

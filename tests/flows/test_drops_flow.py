@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,8 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, State
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled, State
 
 import flows.drops
 import flows.label
@@ -211,3 +213,21 @@ def test_a_secret_among_the_overrides_never_reaches_the_server(client: SyncPrefe
     assert "hush" not in str(caught.value)
     new = [run for run in client.read_flow_runs() if run.id not in before]
     assert "hush" not in str([run.parameters for run in new])
+
+
+def test_plans_that_fell_due_together_cost_one_look_and_none_waits_for_a_run_that_was_killed(
+    deployment: UUID, client: SyncPrefectClient, drop: str, out: str
+) -> None:
+    parameters = {"drop": drop, "out": out, "overrides": SETTINGS}
+
+    def due(seconds_ago: float, **changes: Any) -> FlowRun:
+        state: State[Any] = Scheduled(scheduled_time=datetime.now(UTC) - timedelta(seconds=seconds_ago))
+        return client.create_flow_run(watch_drop, parameters={**parameters, **changes}, state=state)
+
+    killed, first, second, other = due(40), due(30), due(20), due(10, out=f"{out}2")
+    put(client, killed, Pending())
+    states = []
+    for run in (first, second, other):
+        states.append(run_flow(watch_drop, run, run.parameters, return_type="state"))
+    assert [state.name for state in states] == ["Completed", "Answered", "Completed"]
+    assert under_way(out) == [["a", "b"], ["c"]]
