@@ -47,10 +47,12 @@ def gc(
 ) -> None:
     """Find garbage in an output: facts that no commit names, old pictures, leftovers of killed writers.
 
-    Without [bold]--apply[/] nothing is removed. If a commit cannot be read, nothing is.
+    Without [bold]--apply[/] nothing is removed; with it, scratch folders of dead jobs on this machine go as well. If a
+    commit cannot be read, nothing is removed.
     """
     from pipeline.gc import Sweep
     from pipeline.ledger import Ledger
+    from pipeline.scratch import sweep_scratch
 
     settings = make_settings(config, set_)
     store = existing_output(out, settings.storage)
@@ -59,6 +61,7 @@ def gc(
     )  # fmt: skip
     garbage = sweep.look()
     gone = sweep.remove(garbage.orphans) if apply else []
+    swept = sweep_scratch(settings) if apply else 0
     if json_:
         typer.echo(
             json.dumps(
@@ -68,6 +71,7 @@ def gc(
                     "orphans": [asdict(one) for one in garbage.orphans],
                     "size_bytes": garbage.size_bytes,
                     "removed": [one.key for one in gone],
+                    "scratch_removed": swept,
                     "kept_young": garbage.kept_young,
                     "videos": garbage.videos,
                 },
@@ -89,6 +93,8 @@ def gc(
         )
     if apply:
         console.print(f"removed {counted(len(gone), 'object')}, {size(sum(one.size_bytes for one in gone))}")
+        if swept:
+            console.print(f"removed {counted(swept, 'scratch folder')} of dead jobs on this machine")
     elif garbage.orphans:
         console.print(f"nothing removed; the same call with --apply frees {size(garbage.size_bytes)}")
 
