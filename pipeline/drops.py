@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import MasksieveError, PromptError, VideoError
+from pipeline.names import local_path, shown, unhandled_name, unprintable_name
 from pipeline.settings import StorageSettings
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".mxf"})
@@ -79,10 +80,10 @@ def _expand(item: str, storage: StorageSettings) -> Iterable[Wanted]:
     """One input as videos."""
     if item.startswith("s3://"):
         return _expand_remote(item, storage)
-    path = Path(item).expanduser()
+    path = local_path(item)
     if path.is_dir():
         videos = [
-            Wanted(str(path / name), None if prompts is None else str(path / prompts))
+            _wanted(str(path / name), None if prompts is None else str(path / prompts), unprintable_name(name))
             for name, prompts in pair_names(_walk(path))
         ]
         got = f"no file that ends in {', '.join(sorted(VIDEO_SUFFIXES))}"
@@ -112,7 +113,10 @@ def _expand_remote(url: str, storage: StorageSettings) -> Iterable[Wanted]:
         pairs = [(name, prompts_name(name) if prompts_name(name) in beside else None)] if name in beside else []
     else:
         pairs = pair_names(names)
-    found = [Wanted(f"{root}/{name}", None if prompts is None else f"{root}/{prompts}") for name, prompts in pairs]
+    found = [
+        _wanted(f"{root}/{name}", None if prompts is None else f"{root}/{prompts}", unhandled_name(name))
+        for name, prompts in pairs
+    ]
     return found or [_missing(url, "a video or a prefix with videos", "nothing")]
 
 
@@ -151,7 +155,7 @@ def prompts_name(video: str) -> str:
 
 def drop_name(folder: str) -> str:
     """The name of a drop that was given none: the last part of its folder or prefix."""
-    return PurePosixPath(folder.partition("://")[2] or str(Path(folder).expanduser().resolve())).name or "default"
+    return PurePosixPath(folder.partition("://")[2] or str(local_path(folder).resolve())).name or "default"
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -179,7 +183,7 @@ def is_video(name: str) -> bool:
 def _beside(file: Path) -> Wanted:
     """A local video with the prompts that lie beside it."""
     prompts = file.with_name(prompts_name(file.name))
-    return Wanted(str(file), str(prompts) if prompts.is_file() else None)
+    return _wanted(str(file), str(prompts) if os.path.isfile(prompts) else None, unprintable_name(str(file)))
 
 
 def _from_folder(wanted: Wanted, folder: Path, without_prompts: bool) -> Wanted:
@@ -188,6 +192,14 @@ def _from_folder(wanted: Wanted, folder: Path, without_prompts: bool) -> Wanted:
     if without_prompts and not prompts.exists():
         return Wanted(wanted.video, None, wanted.error)
     return Wanted(wanted.video, str(prompts), wanted.error)  # one that is missing is told with the folder's name
+
+
+def _wanted(video: str, prompts: str | None, refusal: str | None) -> Wanted:
+    """A video, or why one of its name is not even tried."""
+    if refusal is None:
+        return Wanted(video, prompts)
+    where = shown(video)
+    return Wanted(where, None, VideoError("a video whose name can be handled", f"{where}: {refusal}", "rename it"))
 
 
 def _missing(item: str, expected: str, got: str) -> Wanted:

@@ -25,6 +25,7 @@ from pipeline.fact_settings import fact_settings, sampling_settings
 from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
 from pipeline.models import LoadedModel, cache_root, load_model
+from pipeline.names import local_path
 from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.report import VideoReport, report_of
@@ -59,7 +60,7 @@ class Progress:
 
 def default_drop(video: str) -> str:
     """The drop of a video that none was named for: the folder it lies in."""
-    return drop_name(split_url(video)[0] if "://" in video else str(Path(video).expanduser().resolve().parent))
+    return drop_name(split_url(video)[0] if "://" in video else str(local_path(video).resolve().parent))
 
 
 def label_video(

@@ -24,6 +24,7 @@ from urllib.parse import quote
 from pipeline.drops import PROMPTS_SUFFIX, drop_name, is_video, pair_names
 from pipeline.errors import SettingsError, StorageError, VideoError
 from pipeline.fact_settings import settings_digest
+from pipeline.names import shown, unhandled_name
 from pipeline.settings import DropSettings, Settings
 from pipeline.storage.download import Entry
 from pipeline.storage.objects import ObjectStore
@@ -252,25 +253,6 @@ class _Sorter:
         marked = self.listing.marked_at(video)
         # A marker from before the last change says nothing about it, unless both were copied, in whatever order.
         return marked is not None and (marked >= changed or settled)
-
-
-def unhandled_name(key: str) -> str | None:
-    """Why a video of this name cannot be handled: it could leave its folder, or be read as something else by what it
-    passes through; None if it can."""
-    if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key:
-        return "its name has empty or dot parts, or a backslash"
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
-        return "its name has control characters"
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8"
-    return None
-
-
-def shown(name: str) -> str:
-    """A name as it can be printed and written down, whatever is in it."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def _missing_labels(out: ObjectStore) -> dict[str, float]:

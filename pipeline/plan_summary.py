@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.plan import BUCKETS, Plan, shown
+from pipeline.names import shown
+from pipeline.plan import BUCKETS, Plan
 
 FIRST = 5
 WHAT_TO_DO = {

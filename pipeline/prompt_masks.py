@@ -70,7 +70,12 @@ def mask_from_picture(name: str, base_dir: Path | None, where: str) -> NDArray[n
             "a mask as COCO RLE", f"the path {name!r} for {where}, without a folder", "put the RLE inline"
         )
     base = base_dir.resolve()
-    path = (base / name).resolve()
+    try:
+        path = (base / name).resolve()
+    except ValueError as error:  # a NUL, or half of a character
+        raise PromptError(
+            "a mask picture", f"the name {name!r} for {where}", "name a file beside the prompts"
+        ) from error
     if not path.is_relative_to(base):
         raise PromptError(f"a mask below {base}", f"{name!r} for {where}", "put the mask beside the prompts")
     try:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.checksum import file_sha256
 from pipeline.errors import PromptError, StorageError, VideoError
+from pipeline.names import local_path
 from pipeline.prompts import PromptSet, load_prompts, parse_prompts
 from pipeline.scratch import RESERVE_BYTES
 from pipeline.settings import StorageSettings
@@ -74,7 +75,7 @@ def local_video(
         finally:
             target.unlink(missing_ok=True)
         return
-    path = Path(video).expanduser()
+    path = local_path(video)
     if not path.is_file():
         got = "a folder" if path.is_dir() else "nothing"
         raise VideoError(f"a video file at {video}", got, "check the path")

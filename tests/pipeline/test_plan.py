@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import pipeline.plan
 from pipeline.drops import FILM_SUFFIX, is_video
 from pipeline.errors import SettingsError, VideoError
-from pipeline.plan import BUCKETS, Plan, plan_document, plan_drop, unhandled_name, write_plan
+from pipeline.names import unhandled_name
+from pipeline.plan import BUCKETS, Plan, plan_document, plan_drop, write_plan
 from pipeline.report import VideoReport
 from pipeline.settings import Settings, StorageSettings
 from pipeline.storage.download import Entry

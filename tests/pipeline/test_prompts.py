@@ -173,11 +173,15 @@ def test_mask_pictures_stay_below_their_folder(tmp_path: Path) -> None:
     inside = tmp_path / "drop"
     inside.mkdir()
     Image.new("L", (4, 4), 255).save(tmp_path / "outside.png")
-    for name in ("../outside.png", str(tmp_path / "outside.png")):
+    (inside / "link.png").symlink_to(tmp_path / "outside.png")
+    for name in ("../outside.png", str(tmp_path / "outside.png"), "link.png"):
         with pytest.raises(PromptError, match="expected a mask below"):
             parse(doc({"frame_index": 0, "mask": name}), inside)
     with pytest.raises(PromptError, match="no such file"):
         parse(doc({"frame_index": 0, "mask": "missing.png"}), inside)
+    for name in ("a\0b.png", "\ud800.png", "x" * 300 + ".png"):
+        with pytest.raises(PromptError, match="mask picture"):
+            parse(doc({"frame_index": 0, "mask": name}), inside)
 
 
 def test_mask_pictures_of_other_kinds_are_refused(tmp_path: Path) -> None:
