@@ -207,4 +207,5 @@ def _rows_tell(file: pq.ParquetFile, subject: Subject, pattern: re.Pattern[str])
 
 
 def _holds(column: pa.ChunkedArray, values: set[str]) -> bool:
-    return bool(pc.any(pc.is_in(column, value_set=pa.array(sorted(values), column.type))).as_py())
+    texts = column.cast(pa.string())  # whoever exported them may have made a dictionary
+    return bool(pc.any(pc.is_in(texts, value_set=pa.array(sorted(values)))).as_py())

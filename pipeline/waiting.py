@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pyarrow.parquet as pq
 
+from pipeline.errors import StorageError
 from pipeline.records import read_metadata
 from pipeline.storage.manifest import partition
 from pipeline.storage.objects import ObjectStore
@@ -69,12 +70,17 @@ def reason_kind(reason: str) -> str:
 
 
 def _count(store: ObjectStore, drop: str, key: str) -> Waiting:
-    with store.open(key) as file:
-        review = pq.ParquetFile(file)
-        counts = read_metadata(review.schema_arrow)["counts"]
-        if not counts["stretches"]:
-            return Waiting(drop, labelled=1)
-        reasons = _reasons(review.read(columns=_COLUMNS).to_pylist())
+    try:
+        with store.open(key) as file:
+            review = pq.ParquetFile(file)
+            counts = read_metadata(review.schema_arrow)["counts"]
+            if not counts["stretches"]:
+                return Waiting(drop, labelled=1)
+            reasons = _reasons(review.read(columns=_COLUMNS).to_pylist())
+    except StorageError:
+        if store.exists(key):
+            raise
+        return Waiting(drop)  # forgotten since it was listed
     return Waiting(drop, 1, 1, counts["stretches"], counts["audit"], counts["review"], reasons)
 
 
