@@ -1,10 +1,12 @@
-"""What flows cost: a second per batch and per video over the plain job, and how much a second worker brings.
+"""What flows cost: seconds per video over the plain job, and how much a second worker brings.
 
-`python benchmarks/workers.py [--clips 24] [--frames 48] [--short 50] [--runs 2] [--only overhead|scaling]` prints two
-tables. Overhead: a batch of short clips labelled by the `label` flow against a real server, and the same clips by
-`label_video`, in one process with the model loaded, alternating. Scaling: the same clips submitted in batches to one
-worker and to two, each pinned to one core (flow runs inherit that), alternating; time runs from the first video's
-start to the last one's end, the server and everything else on whatever core there is.
+`python benchmarks/workers.py [--clips 16] [--frames 48] [--short 50] [--runs 2] [--only overhead|scaling]` prints two
+tables. Overhead: a batch of short clips labelled by the `label` flow against a real server, the same clips by
+`label_video`, and as many tasks that do nothing; in one process with the model loaded, alternating. The server runs on
+the same cores, as on a machine of one's own, and what it computes meanwhile is told. Scaling: the same clips submitted
+in four flow runs to one worker and to two, each pinned to one core (its runs and decoders inherit that), alternating;
+time runs from the submission to the end of the last video, so the start of each run counts. The server takes its time
+from whatever core there is: with two workers, from theirs.
 """
 
 from __future__ import annotations
@@ -28,14 +30,12 @@ from rich.table import Table
 
 from flows.api import Api
 from flows.deployments import GPU_POOL, LABEL, deploy
-from flows.machine import Home, base_environment, free_port, server, wait_for, worker
+from flows.machine import START_SECONDS, Home, base_environment, free_port, server, wait_for, worker
 from flows.supervise import Supervisor, ended
 from pipeline.demo import make_drop
 from pipeline.label import label_video
-from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel, load_model
 from pipeline.settings import Settings, load_settings
-from pipeline.storage.objects import ObjectStore
 from pipeline.work import Item
 
 OVERRIDES = {"drops.settle_seconds": 0.0, "output.checkpoint_seconds": None}
@@ -79,25 +79,29 @@ def overhead(root: Path, count: int, runs: int) -> Table:
     settings = load_settings(None, OVERRIDES)
     model = load_model(settings.model.name)
     flows.label._model = lambda *key: model  # type: ignore[assignment]  # loaded on both sides
-    walls: dict[str, list[float]] = {}
-    with running_server(root) as (_, _, api), temporary_settings({PREFECT_API_URL: api}):
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    with running_server(root) as (supervisor, _, api), temporary_settings({PREFECT_API_URL: api}):
+        pids = (os.getpid(), supervisor.last[0].pid or 0)
         for run in range(runs + 1):  # the first round warms all of them up
             for side, work in sides(root, items, settings, model, run).items():
-                started = time.perf_counter()
+                started, before = time.perf_counter(), [cpu_seconds(pid) for pid in pids]
                 work()
                 drain()
+                wall = time.perf_counter() - started
+                own, server_ = (cpu_seconds(pid) - then for pid, then in zip(pids, before, strict=True))
                 if run:
-                    walls.setdefault(side, []).append(time.perf_counter() - started)
+                    found.setdefault(side, []).append((wall / count, own / count, server_ / count))
+    found["flow over plain job"] = [
+        (flow[0] - plain[0], flow[1] - plain[1], flow[2] - plain[2])
+        for flow, plain in zip(found["label flow"], found["label_video"], strict=True)
+    ]
     cores = len(os.sched_getaffinity(0))
-    title = f"{count} clips of 8 frames, median of {runs}, the server on the same {cores} cores"
-    table = Table("", "s per batch", "s per video", "from", "to", title=title)
-    walls["flow over plain job"] = [flow - plain for flow, plain in zip(walls["label flow"], walls["label_video"])]
-    for side, found in walls.items():
-        seconds = [one / count for one in found]
-        table.add_row(
-            side, f"{statistics.median(found):.1f}", f"{statistics.median(seconds):.3f}",
-            f"{min(seconds):.3f}", f"{max(seconds):.3f}",
-        )  # fmt: skip
+    title = f"s per video: {count} clips of 8 frames, median of {runs}, the server on the same {cores} cores"
+    table = Table("", "wall", "from", "to", "CPU", "CPU of the server", title=title)
+    for side, figures in found.items():
+        walls, own_cpu, server_cpu = zip(*figures, strict=True)
+        cells = (statistics.median(walls), min(walls), max(walls), statistics.median(own_cpu))
+        table.add_row(side, *(f"{cell:.3f}" for cell in (*cells, statistics.median(server_cpu))))
     return table
 
 
@@ -106,8 +110,8 @@ def drain() -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    for worker in (EventsWorker, APILogWorker):
-        worker.drain_all(timeout=60, at_exit=False)
+    for service in (EventsWorker, APILogWorker):
+        service.drain_all(timeout=60, at_exit=False)
 
 
 def sides(
@@ -143,9 +147,9 @@ def sides(
 def scaling(root: Path, count: int, frames: int, runs: int, batches: int = 4) -> Table:
     """Videos a minute of one pinned worker and of two."""
     items = make_clips(root / "clips", count, frames)
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    if len(cores) < 2:
-        raise SystemExit("scaling needs two cores")
+    cores, taskset = sorted(os.sched_getaffinity(0))[:2], shutil.which("taskset")
+    if len(cores) < 2 or taskset is None:
+        raise SystemExit("scaling needs two cores and taskset")
     walls: dict[int, list[float]] = {1: [], 2: []}
     for run, workers in itertools.product(range(runs), (1, 2)):
         out = root / f"out-{run}-{workers}"
@@ -154,16 +158,32 @@ def scaling(root: Path, count: int, frames: int, runs: int, batches: int = 4) ->
             environment = {**base_environment(home), "OMP_NUM_THREADS": "1"}
             for core in cores[:workers]:
                 child = worker(f"core-{core}", GPU_POOL, api, environment, home.log(f"core-{core}"), limit=1)
-                child.command = ["taskset", "-c", str(core), *child.command]
+                child.command = [taskset, "-c", str(core), *child.command]
                 supervisor.start(child)
+            ready(api, workers)
+            started = time.time()
             submit(api, items, out, batches)
-            walls[workers].append(watch(out, count))
-    table = Table("workers", "s", "videos/min", "ratio", title=f"{count} clips of {frames} frames, median of {runs}")
+            walls[workers].append(finished(out, count) - started)
+    title = f"{count} clips of {frames} frames in {batches} runs, a core for each worker, median of {runs}"
+    table = Table("workers", "s", "videos/min", "ratio", title=title)
     first = statistics.median(walls[1])
     for workers, found in walls.items():
         wall = statistics.median(found)
         table.add_row(str(workers), f"{wall:.1f}", f"{60 * count / wall:.1f}", f"{first / wall:.2f}")
     return table
+
+
+def ready(api: str, workers: int) -> None:
+    """Wait until so many workers ask for runs."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        end = time.monotonic() + START_SECONDS
+        while len(client.read_workers_for_work_pool(GPU_POOL)) < workers:
+            if time.monotonic() > end:
+                raise SystemExit(f"not all of {workers} workers came within {START_SECONDS:g} s")
+            time.sleep(0.5)
 
 
 def submit(api: str, items: list[Item], out: Path, batches: int) -> None:
@@ -177,24 +197,26 @@ def submit(api: str, items: list[Item], out: Path, batches: int) -> None:
             run_deployment(LABEL, parameters={"items": part, "out": str(out), "overrides": OVERRIDES}, timeout=0)
 
 
-def watch(out: Path, count: int, patience_seconds: float = 900.0) -> float:
-    """Seconds from the start of the first video to the end of the last, by the commits."""
+def finished(out: Path, count: int, patience_seconds: float = 900.0) -> float:
+    """When the last video was on record as done, Unix time in s."""
     end = time.monotonic() + patience_seconds
-    while len(list(out.glob("work/*/*/done-*.json"))) < count:
+    while len(found := list(out.glob("work/*/*/done-*.json"))) < count:
         if time.monotonic() > end:
             raise SystemExit(f"not all of {count} clips are done after {patience_seconds:g} s")
         time.sleep(0.5)
-    ledger = Ledger(ObjectStore(out))
-    commits = [ledger.newest(folder.name) for folder in (out / "commits").iterdir()]
-    found = [commit for commit in commits if commit is not None]
-    last, first = max(one.finished_at for one in found), min(one.started_at for one in found)
-    return (last - first).total_seconds()
+    return max(file.stat().st_mtime for file in found)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process and its ended children have computed so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--short", type=int, default=50)
     parser.add_argument("--runs", type=int, default=2)
