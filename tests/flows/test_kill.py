@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 ENGINE = """
 import json, os, sys
 import flows.label
-from pipeline.models import load_model
+flows.label._model("sam2_nano", "cpu", None)
 for line in sys.stdin:
     child = os.fork()
     if not child:
