@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.drops import PROMPTS_SUFFIX
 from pipeline.errors import MasksieveError, VideoError
 from pipeline.job_checkpoint import discard_checkpoints_of
 from pipeline.ledger import Ledger, forgotten_key
@@ -327,7 +328,8 @@ def _sources(settings: Settings, subject: Subject, delete: bool, unreached: list
         except (MasksieveError, OSError) as error:
             unreached.append(f"{uri}: {error}")
             continue
-        kept = "the video or other bytes under its name" if not delete else "other bytes under its name, or its prompts"
+        kept = "other bytes under its name" if delete else "the video or other bytes under its name"
+        kept = "its prompts" if uri.endswith(PROMPTS_SUFFIX) else kept
         unreached.append(f"{uri} ({kept}); while it lies in a drop, plans name it")
 
 
