@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -428,3 +430,41 @@ def test_what_could_not_be_removed_is_told_and_the_rest_goes(
         sweeper.remove(orphans)
     assert store.exists(stuck)
     assert not store.exists(other)
+
+
+def test_workers_lose_nothing_to_a_sweep_that_never_stops(tmp_path: Path) -> None:
+    """Neither while they write, nor between their files and the commit, nor right behind it."""
+    store = ObjectStore(tmp_path / "out")
+    work, ledger, busy = WorkLog(store, DropSettings(lease_seconds=30)), Ledger(store), threading.Event()
+    commit(ledger, facts(store))
+
+    def label(number: int) -> None:
+        video_id = f"{number:064x}"
+        item = Item(f"{number}.mp4", None, "night", video_id)
+        attempt = work.begin(item, "run")
+        assert attempt is not None
+        with attempt:
+            commit(ledger, facts(store, video=video_id), video=video_id)
+            for layer in ("labels", "review"):
+                store.put_atomic(derived_key(layer, "night", video_id), labels(1))
+            work.put(work.done_key(item, video_id), {})
+
+    def sweeping() -> int:
+        rounds = 0
+        while not busy.is_set():
+            collect(sweep(store))
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(3) as pool:
+        sweeper = pool.submit(sweeping)
+        try:
+            list(pool.map(label, range(1, 41)))
+        finally:
+            busy.set()
+        assert sweeper.result() > 3
+    commits = list(ledger.read_all())
+    assert len(commits) == 41
+    for one in commits:
+        assert store.exists(one.files[0].key)
+        assert one.video_id == VIDEO or store.exists(derived_key("labels", "night", one.video_id))
