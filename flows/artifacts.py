@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from prefect.artifacts import (
     create_image_artifact,
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -31,19 +30,28 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 UPDATE_SECONDS = 5.0
 EMBEDDED_BYTES = 500_000
-"""A picture up to this size is put into the page; the server has no access to this machine's files."""
+"""A picture up to this size is put into the page: a browser reads neither this machine's files nor s3:// addresses."""
+LISTED_REASONS = 20
 DRAWN_ROWS = 1_000_000
 
 
 def table(rows: Sequence[Row], key: str, description: str) -> None:
-    """A table, without keys of stores in any cell."""
-    clean = [{name: masked(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
-    _quietly(lambda: create_table_artifact(table=clean, key=key, description=masked(description)))
+    """A table without its empty columns, what went wrong above it, and without keys of stores in any cell."""
+    used = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)] if rows else []
+    clean = [{name: _clean(row[name]) for name in used} for row in rows]
+    _quietly(lambda: create_table_artifact(table=clean, key=key, description=masked(description + _reasons(rows))))
 
 
-def text(markdown: str, key: str) -> None:
+def _reasons(rows: Sequence[Row]) -> str:
+    """Why videos failed, as a list: in a wide table nobody would see it."""
+    wrong = [f"- {_code(row['video'])} {row['status']}: {_plain(row['error'])}" for row in rows if row.get("error")]
+    more = [f"- and {len(wrong) - LISTED_REASONS} more, see the table"] if len(wrong) > LISTED_REASONS else []
+    return "\n".join(["", "", *wrong[:LISTED_REASONS], *more]) if wrong else ""
+
+
+def text(markdown: str, key: str, description: str | None = None) -> None:
     """A page of Markdown, without keys of stores."""
-    _quietly(lambda: create_markdown_artifact(masked(markdown), key=key))
+    _quietly(lambda: create_markdown_artifact(masked(markdown), key=key, description=description))
 
 
 class Bar:
@@ -64,10 +72,11 @@ class Bar:
         _quietly(lambda: update_progress_artifact(artifact, share, description=description))
 
 
-def review_link(store: ObjectStore, drop: str) -> None:
-    """Where the review list of a drop lies."""
-    link = masked(store.uri(f"review/{partition(drop)}"))
-    _quietly(lambda: create_link_artifact(link, link_text=f"review list of {drop}", key="review-list"))
+def review_list(store: ObjectStore, drop: str) -> None:
+    """Where the review list of a drop lies; no link, for no browser opens such an address."""
+    where = masked(store.uri(f"review/{partition(drop)}"))
+    page = f"What waits for a person in drop {_code(drop)} is Parquet in\n\n    {where}\n\n"
+    text(f'{page}for example\n\n    pandas.read_parquet("{where}")', "review-list", f"of drop {_code(drop)}")
 
 
 def timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> str | None:
@@ -114,15 +123,26 @@ def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> st
         store.put_atomic(key, picture)
         data = picture.read_bytes()
     uri = masked(store.uri(key))
-    about = f"Uncertainty of {name}, the video of this run with the most to review: {uri}"
-    if store.path(key) is None:
-        _quietly(lambda: create_image_artifact(image_url=uri, key="uncertainty-timeline", description=about))
-    elif len(data) <= EMBEDDED_BYTES:
-        text = f"{about}\n\n![timeline](data:image/png;base64,{base64.b64encode(data).decode()})"
-        _quietly(lambda: create_markdown_artifact(text, key="uncertainty-timeline"))
+    about = f"Uncertainty of {_code(name)}, the video of this run with the most to review.\n\n{_code(uri)}"
+    if len(data) <= EMBEDDED_BYTES:
+        image = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        _quietly(lambda: create_image_artifact(image_url=image, key="uncertainty-timeline", description=about))
     else:
-        _quietly(lambda: create_markdown_artifact(about, key="uncertainty-timeline"))
+        text(about, "uncertainty-timeline")
     return uri
+
+
+def _clean(cell: Any) -> Any:
+    return masked(cell) if isinstance(cell, str) else cell
+
+
+def _code(name: str) -> str:
+    """A name as code: no character of it means anything to Markdown."""
+    return f"`{_plain(name)}`"
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.replace("`", "'").split())
 
 
 def _quietly(create: Callable[[], T]) -> T | None:

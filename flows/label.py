@@ -163,7 +163,7 @@ def _not_begun(item: Item, batch: Batch) -> Row:
     return line(item.video, status, error)
 
 
-@open_flow(name="label", flow_run_name="label {out}", validate_parameters=False)
+@open_flow(name="label", validate_parameters=False)  # its runs are named by who submits them
 def label_batch(
     items: list[dict[str, Any]],
     out: str,
@@ -183,8 +183,8 @@ def label_batch(
         config: a settings file on the worker, or the name of a shipped one.
         overrides: settings over it, dotted or nested; without keys of a store, which a server would keep.
         repairs: video_ids whose labels and review list are derived again first.
-    Returns: the summary, one dict per video; a Failed state when a video is in quarantine (the others are done all the
-        same).
+    Returns: the summary, one dict per video; a Failed state without it when a video is in quarantine (the others are
+        done all the same).
     """
     refuse_secrets(overrides)
     settings = load_settings(config, overrides)
@@ -222,7 +222,7 @@ def _label(items: Sequence[Item], store: ObjectStore, out: str, settings: Settin
     if changed:
         artifacts.timeline(store, max(changed, key=lambda report: report.review), settings)
     for drop in sorted({item.drop for item in items}):
-        artifacts.review_link(store, drop)
+        artifacts.review_list(store, drop)
     return rows
 
 
@@ -260,7 +260,7 @@ def _finish(rows: list[Row], key: str, description: str) -> State[list[Row]]:
     counts = Counter(row["status"] for row in rows)
     message = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing to do"
     if lost := [row["video"] for row in rows if row["status"] == "quarantined"]:
-        return Failed(message=masked(f"{message}; in quarantine: {', '.join(lost)}"), data=rows)
+        return Failed(message=masked(f"{message}; in quarantine: {', '.join(lost)}"))
     return Completed(message=message, data=rows)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect.flows import Flow
 
+from flows.one_line import log_in_one_line
 from pipeline.settings import refuse_secrets
 from pipeline.storage.secrets import hushed
 
@@ -34,7 +35,8 @@ class OpenFlow(Flow[P, R]):
 
 
 def open_flow(**options: Any) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Decorator: `prefect.flow` for an `OpenFlow`."""
+    """Decorator: `prefect.flow` for an `OpenFlow`, whose failures are logged in one line."""
+    log_in_one_line()
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
         return OpenFlow(function, **{"persist_result": False, "log_prints": False, **options})

@@ -38,7 +38,6 @@ def reviews(
     for name, counts in summary.items():
         if counts["stretches"]:
             events.tell_waiting(name, counts, out)
-            artifacts.review_link(store, name)
     total = sum(one.stretches for one in found)
     get_run_logger().info("%d stretches in %d drops wait for people", total, sum(one.stretches > 0 for one in found))
     return summary

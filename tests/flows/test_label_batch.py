@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.exceptions import FailedRun
 
 import flows.events
 import flows.label
@@ -53,8 +54,7 @@ def run(items: list[dict[str, Any]], out: Path, **overrides: Any) -> Any:
     return label_batch(items, str(out), overrides=settings, return_state=True)
 
 
-def statuses(state: Any) -> dict[str, str]:
-    rows = state.data if isinstance(state.data, list) else state.result(raise_on_failure=False)
+def statuses(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {Path(row["video"]).name: row["status"] for row in rows}
 
 
@@ -75,7 +75,7 @@ def test_every_video_is_labelled_once_and_told(
     state = run(items(drop), out)
     assert state.is_completed()
     assert state.message == "3 labelled"
-    assert set(statuses(state).values()) == {"labelled"}
+    assert set(statuses(state.result()).values()) == {"labelled"}
     assert commits(out) == ["000001.json"] * 3
     assert records(out) == ["done"] * 3
     labelled = [payload for event, payload in told if event == "video.labelled"]
@@ -87,8 +87,8 @@ def test_every_video_is_labelled_once_and_told(
     picture = list(out.glob("review_images/*/000001/timeline.png"))
     assert len(picture) == 1
     assert picture[0].read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png;base64," in artifacts("uncertainty-timeline")
-    assert artifacts("review-list").endswith(f"({out}/review/drop=night)")
+    assert artifacts("uncertainty-timeline").startswith("data:image/png;base64,")
+    assert f"{out}/review/drop=night\n" in artifacts("review-list")
     told.clear()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     again = run(items(drop), out)
@@ -98,7 +98,11 @@ def test_every_video_is_labelled_once_and_told(
 
 
 def test_a_broken_video_is_tried_three_times_and_set_aside_the_others_are_done(
-    drop: Path, items: Items, tmp_path: Path, told: list[tuple[str, dict[str, Any]]]
+    drop: Path,
+    items: Items,
+    tmp_path: Path,
+    told: list[tuple[str, dict[str, Any]]],
+    artifacts: Callable[[str], str],
 ) -> None:
     out, broken = tmp_path / "out", drop / "aaa.mp4"
     broken.write_bytes(b"no video at all" * 100)
@@ -106,7 +110,9 @@ def test_a_broken_video_is_tried_three_times_and_set_aside_the_others_are_done(
     state = run(items(drop), out)
     assert state.is_failed()
     assert str(broken) in state.message
-    assert sorted(statuses(state).values()) == ["labelled"] * 3 + ["quarantined"]
+    assert sorted(statuses(json.loads(artifacts("label"))).values()) == ["labelled"] * 3 + ["quarantined"]
+    with pytest.raises(FailedRun, match="in quarantine"):
+        state.result()
     (record,) = out.glob("work/drop=night/*/quarantined.json")
     body = json.loads(record.read_text())
     assert [one["number"] for one in body["attempts"]] == [1, 2, 3]
@@ -195,7 +201,7 @@ def test_the_same_bytes_under_two_names_are_labelled_once_and_listed_twice(
     twin.write_bytes(Path(first["video"]).read_bytes())
     (drop / "zzz.prompts.json").write_bytes(Path(first["prompts"]).read_bytes())
     state = run([first, items(drop)[-1]], out)
-    assert sorted(statuses(state).values()) == ["labelled", "unchanged"]
+    assert sorted(statuses(state.result()).values()) == ["labelled", "unchanged"]
     assert commits(out) == ["000001.json"]
     assert records(out) == ["done"] * 2
 
