@@ -445,7 +445,7 @@ def test_workers_lose_nothing_to_a_sweep_that_never_stops(tmp_path: Path) -> Non
         assert attempt is not None
         with attempt:
             key = facts(store, video=video_id)
-            time.sleep(0.05)  # the next layer
+            time.sleep(0.2)  # the next layer; old by then, as the sweep sees it
             commit(ledger, key, video=video_id)
             for layer in ("labels", "review"):
                 store.put_atomic(derived_key(layer, "night", video_id), labels(1))
@@ -454,19 +454,19 @@ def test_workers_lose_nothing_to_a_sweep_that_never_stops(tmp_path: Path) -> Non
     def sweeping() -> int:
         rounds = 0
         while not busy.is_set():
-            collect(sweep(store))
+            collect(sweep(store, older_than_seconds=0.1))
             rounds += 1
         return rounds
 
     with ThreadPoolExecutor(3) as pool:
         sweeper = pool.submit(sweeping)
         try:
-            list(pool.map(label, range(1, 31)))
+            list(pool.map(label, range(1, 17)))
         finally:
             busy.set()
         assert sweeper.result() > 3
     commits = list(ledger.read_all())
-    assert len(commits) == 31
+    assert len(commits) == 17
     for one in commits:
         assert store.exists(one.files[0].key)
         assert one.video_id == VIDEO or store.exists(derived_key("labels", "night", one.video_id))
