@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from prefect.exceptions import FailedRun
 import flows.events
 import flows.label
 from flows.label import label_batch
+from pipeline.device_slot import device_slot
 from pipeline.errors import ModelError, SettingsError, StorageError, UnavailableError
+from pipeline.label import Progress
 from pipeline.ledger import forgotten_key
-from pipeline.settings import DropSettings
+from pipeline.metrics import VideoClock
+from pipeline.settings import DropSettings, load_settings
 from pipeline.stages import EncodeStage
 from pipeline.storage.objects import ObjectStore
 from pipeline.work import Item, WorkLog
@@ -87,7 +91,7 @@ def test_every_video_is_labelled_once_and_told(
     picture = list(out.glob("review_images/*/000001/timeline.png"))
     assert len(picture) == 1
     assert picture[0].read_bytes().startswith(b"\x89PNG")
-    assert artifacts("uncertainty-timeline").startswith("data:image/png;base64,")
+    assert "(data:image/png;base64," in artifacts("uncertainty-timeline")
     assert f"{out}/review/drop=night\n" in artifacts("review-list")
     told.clear()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
@@ -212,6 +216,33 @@ def test_one_under_way_elsewhere_is_left_alone(drop: Path, items: Items, tmp_pat
     assert attempt is not None
     with attempt:
         assert run(work, out).message == "1 busy"
+
+
+def test_a_video_waits_for_its_turn_on_the_device(
+    drop: Path, items: Items, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see, stages, taken, before = VideoClock.see, list[str](), threading.Event(), list[str]()
+
+    def told(self: VideoClock, step: Progress) -> None:
+        see(self, step)
+        stages.append(step.stage)
+
+    def hold() -> None:
+        with device_slot(load_settings(None, {"model.device": "cpu"}))():
+            taken.set()
+            while "device" not in stages:
+                time.sleep(0.01)
+            time.sleep(1.0)
+            before.extend(stages)
+
+    monkeypatch.setattr(VideoClock, "see", told)
+    holder = threading.Thread(target=hold, daemon=True)
+    holder.start()
+    assert taken.wait(10)
+    assert run(items(drop)[:1], tmp_path / "out").message == "1 labelled"
+    holder.join()
+    assert before[-1] == "device"
+    assert "propagate" in stages
 
 
 def test_lost_labels_are_derived_again(drop: Path, items: Items, tmp_path: Path) -> None:
