@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect.artifacts import (
-    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -75,8 +74,8 @@ class Bar:
 def review_list(store: ObjectStore, drop: str) -> None:
     """Where the review list of a drop lies; no link, for no browser opens such an address."""
     where = masked(store.uri(f"review/{partition(drop)}"))
-    page = f"What waits for a person in drop {_code(drop)} is Parquet in\n\n    {where}\n\n"
-    text(f'{page}for example\n\n    pandas.read_parquet("{where}")', "review-list", f"of drop {_code(drop)}")
+    page = f'It is Parquet in\n\n    {where}\n\nfor example\n\n    pandas.read_parquet("{where}")'
+    text(page, "review-list", f"What waits for a person in drop {_code(drop)}")
 
 
 def timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> str | None:
@@ -123,12 +122,11 @@ def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> st
         store.put_atomic(key, picture)
         data = picture.read_bytes()
     uri = masked(store.uri(key))
-    about = f"Uncertainty of {_code(name)}, the video of this run with the most to review.\n\n{_code(uri)}"
-    if len(data) <= EMBEDDED_BYTES:
-        image = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-        _quietly(lambda: create_image_artifact(image_url=image, key="uncertainty-timeline", description=about))
-    else:
-        text(about, "uncertainty-timeline")
+    page = f"    {uri}"
+    if len(data) <= EMBEDDED_BYTES:  # as Markdown: an image artifact writes the whole address of its picture below it
+        page = f"![uncertainty over time](data:image/png;base64,{base64.b64encode(data).decode()})\n\n{page}"
+    about = f"Uncertainty of {_code(name)}, the video of this run with the most to review"
+    _quietly(lambda: create_markdown_artifact(page, key="uncertainty-timeline", description=about))
     return uri
 
 
