@@ -170,10 +170,9 @@ def automations(deployments: Mapping[str, UUID], settle_seconds: float, lease_se
             schedule_after=timedelta(seconds=after_seconds),
         )  # fmt: skip
 
-    ended = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "Paused", "Suspended", "AwaitingRetry")
     silent = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ended)},
+        expect={"prefect.flow-run.*"},  # heartbeats, and states under whatever name
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
