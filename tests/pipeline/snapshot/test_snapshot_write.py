@@ -241,6 +241,15 @@ def test_a_video_that_is_gone_is_left_out_and_told_or_refused(
     assert {row["video_id"] for row in rows_of(out)}.isdisjoint(one.video_id for one in manifest.left_out)
 
 
+def test_damaged_labels_cost_their_own_video_only(original: Path, out: Path, settings: Settings) -> None:
+    video_id = video_sha256(original / "drop/day/still.mp4")
+    (labels,) = (out / "labels").glob(f"*/{video_id}.parquet")
+    labels.write_bytes(b"damaged")
+    (left_out,) = make(out, settings).left_out
+    assert left_out.video_id == video_id
+    assert "readable labels" in left_out.reason
+
+
 def test_the_same_bytes_under_another_name_do(original: Path, out: Path, settings: Settings, tmp_path: Path) -> None:
     video_id = video_sha256(original / "drop/day/still.mp4")
     record = out / f"work/drop=day/{'0' * 64}/done-{video_id}.json"
