@@ -237,6 +237,8 @@ def facts_of(out: Path) -> dict[str, str]:
     found = {}
     for key in store.list():
         layer = key.split("/", 1)[0]
+        if key.endswith("/timeline.png"):  # of a run, for its page on the server
+            continue
         if layer in ("labels", "review", "review_images"):
             found[key] = hashlib.sha256(store.get(key)).hexdigest()
         elif layer == "commits":
