@@ -139,7 +139,7 @@ class Installation:
         words = {
             "engine": "prefect.engine",
             "worker": "worker start",
-            "server": "server start",
+            "server": "flows.server",
             "decoder": "pipeline.video",
         }
         return [pid for pid, command in self.descendants().items() if words[target] in command]

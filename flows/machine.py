@@ -162,7 +162,7 @@ def server(home: Home, host: str, port: int, database: str | None) -> Child:
     }
     if database is not None:
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
-    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "flows.server", "start", "--host", host, "--port", str(port)]
     return Child("server", command, environment, home.log("server"))
 
 
