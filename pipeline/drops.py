@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from pipeline.errors import MasksieveError, PromptError, VideoError
 from pipeline.names import local_path, shown, unhandled_name, unprintable_name
 from pipeline.settings import StorageSettings
+from pipeline.storage.local import walk
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".mxf"})
 PROMPTS_SUFFIX = ".prompts.json"
@@ -82,9 +83,13 @@ def _expand(item: str, storage: StorageSettings) -> Iterable[Wanted]:
         return _expand_remote(item, storage)
     path = local_path(item)
     if path.is_dir():
+        unread: list[OSError] = []
         videos = [
             _wanted(str(path / name), None if prompts is None else str(path / prompts), unprintable_name(name))
-            for name, prompts in pair_names(_walk(path))
+            for name, prompts in pair_names(_walk(path, unread))
+        ]
+        videos += [
+            _missing(str(error.filename), "a folder that can be searched", str(error.strerror)) for error in unread
         ]
         got = f"no file that ends in {', '.join(sorted(VIDEO_SUFFIXES))}"
         return videos or [_missing(item, "a folder with videos", got)]
@@ -158,9 +163,9 @@ def drop_name(folder: str) -> str:
     return PurePosixPath(folder.partition("://")[2] or str(local_path(folder).resolve())).name or "default"
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """The files below a folder, relative to it, in no order."""
-    for folder, _, files in os.walk(root):
+def _walk(root: Path, unread: list[OSError]) -> Iterator[str]:
+    """The files below a folder, relative to it, in no order; why a folder could not be listed is added to `unread`."""
+    for folder, _, files in walk(root, unread.append):
         below = os.path.relpath(folder, root)
         for name in files:
             if not (is_video(name) or name.endswith(PROMPTS_SUFFIX)) or os.path.isfile(os.path.join(folder, name)):

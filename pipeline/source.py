@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.checksum import file_sha256
-from pipeline.errors import PromptError, StorageError, VideoError
+from pipeline.errors import PromptError, StorageError, UnavailableError, VideoError
 from pipeline.names import local_path
 from pipeline.prompts import PromptSet, load_prompts, parse_prompts
 from pipeline.scratch import RESERVE_BYTES
@@ -95,8 +95,9 @@ def source_exists(video: str, storage: StorageSettings) -> bool:
 def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: StorageSettings) -> PromptSet:
     """The prompts that were given.
 
-    Raises: PromptError if there are none (the message says how to go on), or they cannot be read. A set without objects
-            is none: how objects are found automatically is for the settings alone to say.
+    Raises: UnavailableError if their store does not answer; PromptError if there are none (the message says how to go
+            on), or they cannot be read. A set without objects is none: how objects are found automatically is for the
+            settings alone to say.
     """
     if isinstance(prompts, PromptSet):
         if not prompts.objects:
@@ -119,6 +120,8 @@ def find_prompts(prompts: str | Path | PromptSet | None, video: str, storage: St
         folder, name = split_url(str(prompts))
         try:
             data = ObjectStore(folder, storage).get(name)
+        except UnavailableError:  # the store's fault, not that of who wrote them
+            raise
         except StorageError as error:
             raise PromptError(f"prompts at {prompts}", str(error), "check the address") from error
         return parse_prompts(data, source=str(prompts))

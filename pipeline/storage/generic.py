@@ -126,7 +126,14 @@ class FsspecBackend:
 
     def open(self, key: str) -> BinaryIO:
         """Open for random reads."""
-        return ranged(self.facts(key).size_bytes, lambda start, end: self._range(key, start, end))
+
+        def fetch(start: int, end: int) -> bytes:
+            try:
+                return self._range(key, start, end)
+            except Exception as error:
+                raise self.error(error, "read", self.uri(key)) from error
+
+        return ranged(self.facts(key).size_bytes, fetch)
 
     def facts(self, key: str) -> ObjectFacts:
         """Size and version."""

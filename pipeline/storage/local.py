@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -114,16 +114,11 @@ class LocalBackend:
 
     def list(self, prefix: str) -> list[str]:
         """Keys below a folder prefix."""
-        folder = self.root / prefix
-        return [
-            path.relative_to(self.root).as_posix()
-            for path in folder.rglob("*")
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        ]
+        return [entry.key for entry in self.entries(prefix)]
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         """Files below a folder prefix. Their time is the later of content's and inode's: copying can't set it back."""
-        for folder, below, files in os.walk(self.root / prefix):
+        for folder, below, files in walk(self.root / prefix):
             below[:] = [name for name in below if not name.startswith(".")]
             for name in files:
                 path = os.path.join(folder, name)
@@ -143,7 +138,7 @@ class LocalBackend:
 
     def staged(self) -> Iterator[Staged]:
         """Temporary files."""
-        for folder, _, files in os.walk(self.root):
+        for folder, _, files in walk(self.root):
             for path in (os.path.join(folder, name) for name in files if STAGED.fullmatch(name)):
                 with suppress(FileNotFoundError):  # published meanwhile
                     stat = os.lstat(path)
@@ -181,6 +176,18 @@ class LocalBackend:
             yield staged, target
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):  # removed meanwhile
+        raise error
+
+
+def walk(root: Path, onerror: Callable[[OSError], None] = _raise) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, past a file system's `lost+found`. A folder that can't be listed is an error, no empty one."""
+    for folder, below, files in os.walk(root, onerror=onerror):
+        below[:] = [name for name in below if name != "lost+found"]
+        yield folder, below, files
 
 
 def _tag(stat: os.stat_result) -> str:

@@ -16,7 +16,7 @@ from pipeline.errors import MasksieveError, StorageError
 from pipeline.scratch import RESERVE_BYTES
 from pipeline.storage.download import Entry, ObjectFacts, Staged, download
 from pipeline.storage.local import LocalBackend
-from pipeline.storage.retry import Patience
+from pipeline.storage.retry import Patience, reason
 from pipeline.storage.secrets import checked_url
 
 if TYPE_CHECKING:
@@ -144,9 +144,19 @@ class ObjectStore:
 
     @contextmanager
     def open(self, key: str) -> Iterator[BinaryIO]:
-        """The object for random reads. Raises StorageError if there is none."""
+        """The object for random reads.
+
+        Raises: StorageError if there is none, or the block can make nothing of its bytes.
+        """
         with self._typed("read", key), self._backend.open(_checked(key)) as file:
-            yield file
+            try:
+                yield file
+            except Exception as error:
+                if isinstance(error, MasksieveError) or getattr(error, "errno", None) is not None:
+                    raise  # of the store, or of a disk
+                # pyarrow's errors about what a file holds are OSErrors, and would pass for the network's.
+                expected, got = f"an undamaged object at {self._backend.uri(key)}", reason(error)
+                raise StorageError(expected, got, "restore it, or let it be written anew") from error
 
     def get_file(
         self,

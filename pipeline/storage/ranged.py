@@ -43,6 +43,7 @@ def ranged(size_bytes: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
     """A file for reading, with little read-ahead.
 
     Args:
-        fetch: gives the bytes of [start, end), all of them, or raises.
+        fetch: gives the bytes of [start, end), all of them, or raises a typed error: what else is raised while the
+            file is read is the reader's (see `ObjectStore.open`).
     """
     return cast(BinaryIO, io.BufferedReader(_Ranges(size_bytes, fetch), READ_AHEAD_BYTES))

@@ -135,7 +135,12 @@ class S3Backend:
 
         def fetch(start: int, end: int) -> bytes:
             patience = self.patience()
-            return patience.insist(lambda: self._read(key, patience, start, end, **only))
+            try:
+                return patience.insist(lambda: self._read(key, patience, start, end, **only))
+            except StorageError:
+                raise
+            except Exception as error:
+                raise self.error(error, "read", self.uri(key)) from error
 
         return ranged(facts.size_bytes, fetch)
 

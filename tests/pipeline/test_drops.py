@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -142,3 +144,20 @@ def test_a_bucket_is_listed_like_a_folder(rclone_s3: S3Server, drop: Path) -> No
     assert one.prompts == f"{bucket}/in/a.prompts.json"
     (lost,) = find_videos([f"{bucket}/in/nope.mp4"], storage=settings)
     assert "expected a video or a prefix with videos" in str(lost.error)
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_searched(
+    drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    *found, unread = find_videos([str(drop)])
+    assert [one.name for one in found] == ["a.MOV", "b.mp4"]
+    assert unread.video == str(drop / "deep")
+    assert "Permission denied" in str(unread.error)

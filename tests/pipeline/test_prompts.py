@@ -16,9 +16,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.errors import PromptError
+from pipeline.errors import PromptError, UnavailableError
 from pipeline.prompt_masks import mask_from_rle, runs_of
 from pipeline.prompts import load_prompts, parse_prompts, prompt_set
+from pipeline.settings import StorageSettings
+from pipeline.source import find_prompts
 from pipeline.video.probe import VideoInfo
 
 CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips"
@@ -219,3 +221,12 @@ def test_any_rle_text_is_read_or_refused(text: str) -> None:
 def test_prompts_of_the_real_clips_are_read() -> None:
     counts = {path.name.split(".")[0]: len(load_prompts(path).objects) for path in CLIPS.glob("*.prompts.json")}
     assert counts == {"bedroom": 2, "blocks": 4, "coffee": 2, "cups": 3, "juggle": 2}
+
+
+def test_prompts_whose_store_is_away_are_no_wrong_prompts() -> None:
+    """An outage is waited for; it does not count against the video."""
+    away = StorageSettings.model_validate(
+        {"endpoint_url": "http://127.0.0.1:9", "access_key_id": "a", "secret_access_key": "b", "retry_seconds": 0.1}
+    )
+    with pytest.raises(UnavailableError):
+        find_prompts("s3://bucket/v.prompts.json", "s3://bucket/v.mp4", away)

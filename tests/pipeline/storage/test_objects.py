@@ -318,3 +318,58 @@ def test_a_server_that_answers_501_to_conditions_is_used_without_them(
     assert store.replace("a", b"3", version)
     assert not store.replace("a", b"4", version)
     assert store.get("a") == b"3"
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A folder that may not be listed, also where tests run as root."""
+    scandir = os.scandir
+
+    def refusing(path: Any = ".") -> Any:
+        if Path(os.fsdecode(path)) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+@pytest.mark.parametrize("ask", ["list", "entries", "staged"])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(tmp_path)
+    store.put_atomic("commits/a/1.json", b"1")
+    store.put_atomic("commits/b/1.json", b"1")
+    store.put_atomic("lost+found/x", b"the disk's own")
+    unreadable(monkeypatch, tmp_path / "lost+found")
+    assert store.list() == ["commits/a/1.json", "commits/b/1.json"]
+    unreadable(monkeypatch, tmp_path / "commits/b")
+    with pytest.raises(StorageError, match="to list .*Permission denied"):
+        list(getattr(store, ask)())
+
+
+@pytest.mark.parametrize("noise", [b"PAR1" + b"\xff" * 40 + b"\x20\0\0\0PAR1", b"no parquet at all"])
+def test_a_damaged_object_is_no_outage(store: ObjectStore, noise: bytes) -> None:
+    """pyarrow says `OSError` without a number of a footer that makes no sense."""
+    import pyarrow.parquet as pq
+
+    store.put_atomic("labels/v.parquet", noise)
+    with pytest.raises(StorageError) as caught, store.open("labels/v.parquet") as file:
+        pq.read_schema(file)
+    assert not isinstance(caught.value, UnavailableError)
+    assert store.uri("labels/v.parquet") in str(caught.value)
+
+
+def test_a_store_that_goes_away_while_one_reads_is_an_outage(moto_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.storage.s3 import S3Backend
+
+    store = ObjectStore(moto_s3.new_bucket(), moto_s3.settings(retry_seconds=0.1))
+    store.put_atomic("large", os.urandom(3 * 2**20))
+
+    def gone(*_: object, **__: object) -> bytes:
+        raise TimeoutError
+
+    with pytest.raises(UnavailableError, match="within 0.1 s"), store.open("large") as file:
+        assert len(file.read(10)) == 10
+        monkeypatch.setattr(S3Backend, "_read", gone)
+        file.seek(2 * 2**20)
+        file.read()
