@@ -156,9 +156,10 @@ def _not_begun(item: Item, batch: Batch) -> Row:
     status, error = "busy", "under way elsewhere"
     if standing.done is not None:
         status, error = "done", ""
+    elif standing.forgotten:
+        status, error = "forgotten", FORGOTTEN
     elif standing.quarantined:
-        error = batch.records.reason(item)
-        status = "forgotten" if error == FORGOTTEN else "quarantined"
+        status, error = "quarantined", batch.records.reason(item)
     get_run_logger().info("%s not begun: %s", item.video, error or status)
     return line(item.video, status, error)
 

@@ -161,6 +161,8 @@ class Sweep:
             else:
                 young += 1
         for plan, standing in standings.items():
+            if standing.done in lost:
+                continue  # it is being labelled anew, and what became of that counts
             if standing.done and (standing.states or standing.lapsed or standing.quarantined):
                 for entry in self.store.entries(f"work/{partition(standing.drop)}/{plan}/"):
                     if "/done-" not in entry.key and entry.modified < self._before:

@@ -32,7 +32,7 @@ from pipeline.work import Item, Standing, WorkLog, plan_key
 
 log = logging.getLogger(__name__)
 
-Bucket = Literal["wanted", "live", "settling", "needs_prompts", "quarantined", "refused", "done"]
+Bucket = Literal["wanted", "live", "settling", "needs_prompts", "quarantined", "forgotten", "refused", "done"]
 BUCKETS: tuple[Bucket, ...] = get_args(Bucket)
 LISTED = 1000
 """So many names of a bucket are written down; the counts are of all."""
@@ -85,7 +85,8 @@ class Plan:
         drop: its name; root: where it lies.
         at: Unix time in s.
         buckets: every listed video in exactly one: wanted; live (under way elsewhere); settling (perhaps still being
-            uploaded); needs_prompts; quarantined; refused (a name that cannot be handled); done. Each by name.
+            uploaded); needs_prompts; quarantined; forgotten (on request); refused (a name that cannot be handled);
+            done. Each by name.
         refusals: why, by video.
         ahead_of_clock: videos from so far in the future that their age says nothing; they count as uploaded.
         repairs: video_ids that are committed and lack labels or a review list.
@@ -144,10 +145,11 @@ def plan_drop(
     records = WorkLog(out, settings.drops)
     with ThreadPoolExecutor(2) as pool:  # on a bucket it is waiting for pages that takes the time
         standings = pool.submit(records.standings, name)
-        missing = pool.submit(_missing_labels, out)
+        layers = pool.submit(_Layers, out)
         digest = settings_digest(settings)
         listed = _Listing(drop, settings.drops.done_marker)
-    standing = standings.result()
+    standing, videos = standings.result(), layers.result()
+    videos.overrule(standing.values())
     if now is None:  # by the clock that wrote the listing's times, as far as it can be asked
         now = records.now() if "://" in drop.url and "://" in out.url else time.time()
     sorter = _Sorter(drop, name, settings, digest, standing, listed, now)
@@ -159,7 +161,7 @@ def plan_drop(
         log.warning("%d videos are from the future, %s first: see to the clocks", len(sorter.ahead), sorter.ahead[0])
     # A young commit without labels may be somebody's who is just about to derive them.
     young = records.now() - settings.drops.lease_seconds if found["live"] else float("inf")
-    repairs = sorted(video_id for video_id, at in missing.result().items() if at < young)
+    repairs = sorted(video_id for video_id, at in videos.missing.items() if at < young)
     batches = _batches(drop, out, found["wanted"], listed.entries, standing, repairs, settings.drops)
     return Plan(name, drop.url, now, found, sorter.refusals, sorter.ahead, repairs, batches)
 
@@ -235,7 +237,7 @@ class _Sorter:
             item = Item(uri, at, self.name, plan_key(uri, entry, at, entries[prompts], self.digest))
         standing = self.standings.get(item.plan_key)
         if standing is not None and not standing.wanted:
-            return ("done" if standing.done else "quarantined" if standing.quarantined else "live"), item
+            return _aside(standing), item
         changed = entry.modified if prompts is None else max(entry.modified, entries[prompts].modified)
         if not self._uploaded(video, uri, changed):
             return "settling", item
@@ -255,18 +257,51 @@ class _Sorter:
         return marked is not None and (marked >= changed or settled)
 
 
-def _missing_labels(out: ObjectStore) -> dict[str, float]:
-    """Videos that are committed and lack labels or a review list, with the time of their newest commit."""
-    committed: dict[str, float] = {}
+def _aside(standing: Standing) -> Bucket:
+    """Where work belongs that nobody should take up."""
+    if standing.done is not None:
+        return "done"
+    return "quarantined" if standing.quarantined else "forgotten" if standing.forgotten else "live"
+
+
+class _Layers:
+    """What the output has of its videos, whatever the records of work say.
+
+    Attributes:
+        committed: with the time of the newest commit; forgotten: on request.
+        missing: those that are committed and lack labels or a review list, with that time.
+    """
+
+    def __init__(self, out: ObjectStore) -> None:
+        self.out = out
+        self.committed = _committed(out)
+        self.forgotten = _video_ids(out, "forgotten/", _FORGOTTEN)
+        derived = [_video_ids(out, layer, _DERIVED) for layer in ("labels/", "review/")] if self.committed else []
+        self.missing = {
+            key: at
+            for key, at in self.committed.items()
+            if key not in self.forgotten and any(key not in layer for layer in derived)
+        }
+
+    def overrule(self, standings: Collection[Standing]) -> None:
+        """Work whose commit is lost is not done: it is labelled again."""
+        known = self.committed.keys() | self.forgotten
+        if all(one.done is None or one.done in known for one in standings):
+            return
+        known |= _committed(self.out).keys()  # it may have come while the records were listed
+        lost = [one for one in standings if one.done is not None and one.done not in known]
+        for one in lost:
+            one.done = None
+        if lost:
+            log.warning("%d videos are done on record and not committed: they count as never labelled", len(lost))
+
+
+def _committed(out: ObjectStore) -> dict[str, float]:
+    found: dict[str, float] = {}
     for entry in out.entries("commits/"):
         if match := _COMMIT.fullmatch(entry.key):
-            committed[match[1]] = max(entry.modified, committed.get(match[1], 0.0))
-    if not committed:
-        return {}
-    derived = [_video_ids(out, layer, _DERIVED) for layer in ("labels/", "review/")]
-    missing = {key: at for key, at in committed.items() if any(key not in layer for layer in derived)}
-    gone = _video_ids(out, "forgotten/", _FORGOTTEN) if missing else set()
-    return {key: at for key, at in missing.items() if key not in gone}
+            found[match[1]] = max(entry.modified, found.get(match[1], 0.0))
+    return found
 
 
 def _video_ids(out: ObjectStore, layer: str, pattern: re.Pattern[str]) -> set[str]:

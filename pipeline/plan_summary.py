@@ -15,6 +15,7 @@ WHAT_TO_DO = {
     "settling": "perhaps still being uploaded; the next plan looks again",
     "needs_prompts": "put STEM.prompts.json beside each, or set prompts.on_missing: auto",
     "quarantined": "`masksieve status` says why, `masksieve retry` tries again",
+    "forgotten": "take the files out of the drop: they were forgotten on request",
     "refused": "rename them",
     "done": "nothing",
     "repairs": "labels are derived again from what is committed",

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from pipeline.plan import LISTED
+from pipeline.plan import BUCKETS, LISTED
 from pipeline.settings import DropSettings
 from pipeline.storage.manifest import partition
 from pipeline.storage.objects import ObjectStore
 from pipeline.storage.secrets import masked
 from pipeline.suggest import nearest
 from pipeline.traces import json_body
-from pipeline.work import FORGOTTEN, Standing, WorkLog
+from pipeline.work import Standing, WorkLog
 
 State = Literal["running", "failed", "unavailable", "cancelled", "quarantined", "forgotten"]
 WORKERS = 16
@@ -56,7 +56,8 @@ class DropStatus:
 
     Args:
         root: where it lies; planned_seconds: how old its last plan is. None both if none is on record.
-        listed: videos at the last plan; done, waiting: now. None where only a plan could tell.
+        listed: videos at the last plan; done, waiting: now. None where only a plan could tell. Another drop of the same
+            name shares done and forgotten, and its lines; what waits is the planned one's alone.
         running, failed, unavailable, cancelled, quarantined: how many; their lines are in `lines`, the first `SHOWN`.
         forgotten: videos that were refused because somebody asked to forget them; they have no lines.
         settling, needs_prompts, refused: at the last plan, with the first names of the second.
@@ -125,16 +126,13 @@ def _drop_status(
     counts: dict[str, Any] = {state: len(keys) for state, keys in grouped.items()}
     planned_at = None if plan is None else datetime.fromisoformat(plan["at"]).timestamp()
     lines: list[Line] = []
-    refused: list[Line] = []
     for state, keys in grouped.items():
         keys.sort(key=lambda key: -standings[key].since)
-        for line in _lines(work, drop, state, keys[:SHOWN], standings):
+        for line in _lines(work, drop, state, keys[:SHOWN], standings) if state != "forgotten" else ():
             if plan is not None and _outdated(line, standings[line.plan_key], plan, planned_at or 0.0):
                 counts[state] -= 1
             else:
-                (refused if line.state == "forgotten" else lines).append(line)
-    counts["quarantined"] -= len(refused)
-    counts["forgotten"] = len(refused)
+                lines.append(line)
     if plan is None or planned_at is None:
         done = sum(standing.done is not None for standing in standings.values())
         return DropStatus(drop, None, None, None, done, None, **counts, lines=tuple(lines))
@@ -145,11 +143,9 @@ def _drop_status(
         drop,
         plan["root"],
         max(0.0, work.now() - planned_at),
-        sum(
-            planned[name] for name in ("wanted", "live", "settling", "needs_prompts", "quarantined", "refused", "done")
-        ),
+        sum(planned[name] for name in BUCKETS),
         planned["done"] + new,
-        max(0, open_then - new - _tried(standings, [*lines, *refused], counts, planned["quarantined"], planned_at)),
+        max(0, open_then - new - _begun(counts, lines, plan["root"]) - _refused_since(standings, planned_at)),
         **counts,
         settling=planned["settling"],
         needs_prompts=planned["needs_prompts"],
@@ -161,19 +157,20 @@ def _drop_status(
     )
 
 
-def _tried(
-    standings: Mapping[str, Standing], lines: Iterable[Line], counts: Mapping[str, int], aside: int, planned_at: float
-) -> int:
-    """How many of the videos that the last plan had open were begun since, or are set aside.
+def _begun(counts: Mapping[str, int], lines: Sequence[Line], root: str) -> int:
+    """How many of the videos that the last plan had open were begun, or are set aside."""
+    elsewhere = sum(not _lies_below(line, root) for line in lines)
+    return sum(number for state, number in counts.items() if state != "forgotten") - elsewhere
 
-    A forgotten video has no name by which one could see whether the drop still has it; the plan's number tells.
 
-    Args:   aside: how many of them the plan saw set aside.
-    """
-    before = [line for line in lines if standings[line.plan_key].since <= planned_at]
-    named = sum(line.state == "quarantined" for line in before)
-    nameless = sum(line.state == "forgotten" for line in before)
-    return sum(counts.values()) - max(0, nameless - max(0, aside - named))
+def _refused_since(standings: Mapping[str, Standing], planned_at: float) -> int:
+    """How many were open at the last plan and turned out to be forgotten."""
+    return sum(one.forgotten and one.since > planned_at for one in standings.values())
+
+
+def _lies_below(line: Line, root: str) -> bool:
+    """Whether a video is of the drop at this place; one without a name is taken for it."""
+    return line.video is None or line.video.startswith(f"{root.rstrip('/')}/")
 
 
 def tried_work(work: WorkLog, drop: str | None = None) -> Iterator[Line]:
@@ -208,10 +205,12 @@ def nearest_video(word: str, lines: Iterable[Line]) -> str | None:
 
 def _state(standing: Standing) -> State | None:
     """What there is to tell of a piece of work; None if it is done, or nobody began it."""
+    if standing.quarantined:  # even if it was done once: its commit was lost
+        return "quarantined"
     if standing.done is not None:
         return None
-    if standing.quarantined:
-        return "quarantined"
+    if standing.forgotten:
+        return "forgotten"
     if standing.live:
         return "running"
     ended = {**standing.states, **dict.fromkeys(standing.lapsed, "lost")}
@@ -227,10 +226,12 @@ def _lines(
     def line(plan_key: str) -> Line:
         standing = standings[plan_key]
         folder = f"work/{partition(drop)}/{plan_key}/"
+        if state == "forgotten":
+            return _line(drop, plan_key, {}, state, 0, work)
         if state == "quarantined":
             body = json_body(work.store, f"{folder}quarantined.json")
             tried, error = len(body.get("attempts", ())) or standing.counted, body.get("error")
-            return _line(drop, plan_key, body, "forgotten" if error == FORGOTTEN else state, tried, work, error=error)
+            return _line(drop, plan_key, body, state, tried, work, error=error)
         if state == "running":
             attempt = max(standing.live)
             body = json_body(work.store, f"{folder}attempt-{attempt}.running.json")
@@ -267,8 +268,11 @@ def _line(
 
 
 def _outdated(line: Line, standing: Standing, plan: Mapping[str, Any], planned_at: float) -> bool:
-    """Whether the last plan no longer listed this work: the file, its prompts or the settings are others by now."""
-    if standing.since > planned_at or line.video is None:
+    """Whether the last plan no longer listed this work: the file, its prompts or the settings are others by now.
+
+    Of another drop by the same name that plan says nothing.
+    """
+    if standing.since > planned_at or line.video is None or not _lies_below(line, plan["root"]):
         return False
     buckets = ("quarantined",) if line.state == "quarantined" else ("wanted", "live", "settling", "needs_prompts")
     complete = all(plan["counts"].get(name, 0) <= LISTED for name in buckets)

@@ -1,8 +1,8 @@
 """What became of every listed video: its attempts, done or quarantined, as small objects whose names alone say it.
 
-`work/drop=D/PLAN_KEY/` holds `attempt-ID.STATE.json`, `done-VIDEO_ID.json` and `quarantined.json`. One listing tells a
-planner all it needs; the bodies are for people. None of this is the truth, the commit is: a lost record costs a
-second look at a video and nothing else.
+`work/drop=D/PLAN_KEY/` holds `attempt-ID.STATE.json`, `done-VIDEO_ID.json`, `quarantined.json` or `forgotten.json`. One
+listing tells a planner all it needs; the bodies are for people. None of this is the truth, the commit is: a lost record
+costs a second look at a video and nothing else, and a record without its commit counts for nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BEATS_PER_LEASE = 4
 _KEY = re.compile(
     r"work/drop=(?P<drop>[^/]+)/(?P<plan>[0-9a-f]{64})/"
     r"(?:attempt-(?P<attempt>[0-9a-f-]+)\.(?P<state>running|failed|lost|cancelled|unavailable)"
-    r"|done-(?P<video>[0-9a-f]{64})|(?P<quarantined>quarantined))\.json"
+    r"|done-(?P<video>[0-9a-f]{64})|(?P<aside>quarantined|forgotten))\.json"
 )
 
 
@@ -82,7 +82,7 @@ class Standing:
 
     Args:
         done: video_id, once it is committed and derived.
-        quarantined: set aside until `WorkLog.retry`.
+        quarantined: set aside until `WorkLog.retry`; forgotten: set aside because its video was removed on request.
         live: attempts under way, with the time of their last sign of life; lapsed: those whose lease ran out.
         counted: failed and lost attempts so far.
         since: when its newest record was written, Unix time in s.
@@ -91,6 +91,7 @@ class Standing:
     drop: str
     done: str | None = None
     quarantined: bool = False
+    forgotten: bool = False
     live: dict[str, float] = field(default_factory=dict)
     lapsed: list[str] = field(default_factory=list)
     states: dict[str, State] = field(default_factory=dict)
@@ -103,7 +104,7 @@ class Standing:
     @property
     def wanted(self) -> bool:
         """Whether somebody should take it up."""
-        return self.done is None and not self.quarantined and not self.live
+        return self.done is None and not (self.quarantined or self.forgotten or self.live)
 
 
 class WorkLog:
@@ -129,8 +130,9 @@ class WorkLog:
         return found.get(item.plan_key, Standing(item.drop))
 
     def begin(self, item: Item, run_id: str) -> Attempt | None:
-        """Take up a piece of work, unless it is done, quarantined, or under way elsewhere.
+        """Take up a piece of work, unless it is done, set aside, or under way elsewhere.
 
+        It is not done if what it is said to have made is neither committed nor forgotten.
         Attempts whose lease ran out are recorded as lost first; if that makes too many, the work goes to quarantine.
 
         Returns: the attempt, for a `with` block; None if there is nothing to do (see `standing`).
@@ -139,6 +141,9 @@ class WorkLog:
         standing = self.standing(item)
         for attempt in standing.lapsed:
             self._settle_lost(item, attempt)
+        if standing.done is not None and not self._is_known(standing.done):
+            log.warning("the commit of %s is gone: labelling it anew", item.video)
+            standing.done = None
         if not standing.wanted:
             return None
         if standing.counted >= self.settings.max_attempts:
@@ -182,16 +187,17 @@ class WorkLog:
         """Set aside a video that was removed on request; what the records say of it goes: its name, its errors."""
         folder = self._folder(item.drop, item.plan_key)
         body = {"drop": item.drop, "plan_key": item.plan_key, "error": FORGOTTEN, "attempts": [], "at": _now()}
-        self.put(f"{folder}quarantined.json", body)
+        self.put(f"{folder}forgotten.json", body)
         for key in self.store.list(folder):
-            if not key.endswith("/quarantined.json"):
+            if not key.endswith("/forgotten.json"):
                 self.store.delete(key)
 
     def retry(self, drop: str, plan_key: str) -> None:
         """Forget all attempts at a piece of work and its quarantine, so that the next plan takes it up afresh."""
         folder = self._folder(drop, plan_key)
         keys = [key for key in self.store.list(folder) if not key.startswith(f"{folder}done-")]
-        for key in sorted(keys, key=lambda key: key.endswith("quarantined.json")):  # last: until then it stays aside
+        aside = (f"{folder}quarantined.json", f"{folder}forgotten.json")
+        for key in sorted(keys, key=lambda key: key in aside):  # last: until then it stays aside
             self.store.delete(key)
 
     def put(self, key: str, body: dict[str, Any]) -> None:
@@ -205,6 +211,10 @@ class WorkLog:
     def done_key(self, item: Item, video_id: str) -> str:
         """Where it is recorded that the work is done."""
         return f"{self._folder(item.drop, item.plan_key)}done-{video_id}.json"
+
+    def _is_known(self, video_id: str) -> bool:
+        """Whether a video is committed, or was and is forgotten."""
+        return bool(self.store.list(f"commits/{video_id}/")) or self.store.exists(f"forgotten/{video_id}.json")
 
     def _settle_lost(self, item: Item, attempt: str) -> None:
         running = self.attempt_key(item, attempt, "running")
@@ -244,8 +254,8 @@ class WorkLog:
             standing.since = max(standing.since, entry.modified)
             if match["video"]:
                 standing.done = match["video"]
-            elif match["quarantined"]:
-                standing.quarantined = True
+            elif match["aside"]:
+                setattr(standing, match["aside"], True)
             elif match["state"] != "running":
                 standing.states[match["attempt"]] = match["state"]  # type: ignore[assignment]
             elif self.now() - entry.modified > self.settings.lease_seconds:

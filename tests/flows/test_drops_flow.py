@@ -75,6 +75,13 @@ def runs(out: str) -> list[FlowRun]:
     return sorted(label_runs(out), key=lambda run: str(run.parameters["items"]))
 
 
+def finish(records: WorkLog, item: Item) -> None:
+    """Record an item as labelled, with the objects that speak for it."""
+    records.put(records.done_key(item, "ab" * 32), {})
+    for key in ("commits/{}/000001.json", "labels/drop=night/{}.parquet", "review/drop=night/{}.parquet"):
+        records.store.put_atomic(key.format("ab" * 32), b"{}")
+
+
 def put(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> None:
     client.set_flow_run_state(run.id, state, force=True)
 
@@ -103,7 +110,7 @@ def test_what_is_wanted_is_submitted_once_and_again_after_runs_that_left_nothing
     records = WorkLog(ObjectStore(out), DropSettings())
     for fields in (*parameters["items"],):
         item = Item(**fields)
-        records.put(records.done_key(item, "ab" * 32), {})
+        finish(records, item)
     last = plan(drop, out)
     assert (last["done"], last["submitted"]) == (2, ["night: c.mp4"])
     assert under_way(out) == [["c"]]
@@ -151,7 +158,7 @@ def test_only_so_many_runs_are_under_way_and_none_is_overlooked(
     assert plan(drop, f"{out}-2", overrides=few)["waiting"] == 1  # another output has room of its own
     records = WorkLog(ObjectStore(out), DropSettings())
     first = runs(out)[0]
-    records.put(records.done_key(Item(**first.parameters["items"][0]), "ab" * 32), {})
+    finish(records, Item(**first.parameters["items"][0]))
     put(client, first, Completed())
     assert plan(drop, out, overrides=few)["submitted"] == ["night: c.mp4"]
 

@@ -193,7 +193,7 @@ def test_a_forgotten_video_is_never_tried_again_and_leaves_no_name(drop: Path, i
     for _ in range(2):
         assert run([video], out).message == "1 forgotten"
     (record,) = out.glob("work/**/*.json")
-    assert record.name == "quarantined.json"
+    assert record.name == "forgotten.json"
     assert Path(video["video"]).name not in record.read_text()
 
 

@@ -21,8 +21,10 @@ from pipeline.drops import FILM_SUFFIX, is_video
 from pipeline.errors import SettingsError, VideoError
 from pipeline.names import unhandled_name
 from pipeline.plan import BUCKETS, Plan, plan_document, plan_drop, write_plan
+from pipeline.plan_summary import plan_rows
 from pipeline.report import VideoReport
 from pipeline.settings import Settings, StorageSettings
+from pipeline.status import output_status
 from pipeline.storage.download import Entry
 from pipeline.storage.objects import ObjectStore
 from pipeline.work import WorkLog
@@ -92,8 +94,19 @@ def names(plan: Plan) -> dict[str, list[str]]:
     }
 
 
+def commit(out: ObjectStore, video_id: str) -> None:
+    """A committed video with labels, as far as names go."""
+    for key in (
+        f"commits/{video_id}/000001.json",
+        f"labels/drop=x/{video_id}.parquet",
+        f"review/drop=x/{video_id}.parquet",
+    ):
+        out.put_atomic(key, b"{}")
+
+
 def finish(plan: Plan, out: ObjectStore, settings: Settings | None = None) -> None:
     """Do all that is wanted, as far as the records go."""
+    commit(out, "ab" * 32)
     report = VideoReport(
         video="v", video_id="ab" * 32, status="labelled", frames=1, objects=1, rows=1, accepted=1, review=0,
         hold=0, absent=0, untracked=0, wall_seconds=1.0, frames_per_second=1.0, generation=1, error=None,
@@ -249,6 +262,33 @@ def test_three_failures_quarantine_it_and_a_retry_makes_it_wanted(drop: Path, ou
     assert names(plan) == {"quarantined": ["a.mp4"]}
     WorkLog(out, settings.drops).retry("night", plan.buckets["quarantined"][0].plan_key)
     assert names(plan_later(drop, out, settings)) == {"wanted": ["a.mp4"]}
+
+
+def test_a_video_whose_commit_is_lost_is_labelled_again(drop: Path, out: ObjectStore) -> None:
+    add(drop, "a.mp4")
+    finish(plan_later(drop, out), out)
+    commit(out, "cd" * 32)
+    for key in out.list(f"commits/{'ab' * 32}/"):
+        out.delete(key)
+    plan = plan_later(drop, out)
+    assert names(plan) == {"wanted": ["a.mp4"]}
+    for _ in range(3):
+        fail(plan, out, make())
+    assert names(plan_later(drop, out)) == {"quarantined": ["a.mp4"]}
+    assert output_status(out, make().drops).quarantined == 1  # whatever the old record says
+    WorkLog(out, make().drops).retry("night", plan.wanted[0].plan_key)
+    out.put_atomic(f"forgotten/{'ab' * 32}.json", b"{}")
+    assert names(plan_later(drop, out)) == {"done": ["a.mp4"]}
+
+
+def test_a_forgotten_video_is_nobodys_quarantine(drop: Path, out: ObjectStore) -> None:
+    add(drop, "a.mp4")
+    (item,) = plan_later(drop, out).wanted
+    WorkLog(out, make().drops).forget(item)
+    plan = plan_later(drop, out)
+    assert names(plan) == {"forgotten": ["a.mp4"]}
+    (row,) = plan_rows(plan)
+    assert "take the files out of the drop" in row.what_to_do
 
 
 ODD = ["ünï – 片.mp4", "a b#c?d%20e&f+.mp4", "it's [1] {x}*.mp4", "-n.mp4", "a.mp4.mp4", "UPPER.MP4", "\u202ertl.mp4"]
@@ -412,6 +452,7 @@ def test_every_video_is_in_one_bucket_and_every_wanted_one_in_one_batch(
         assert done is not None
         done.parent.mkdir(parents=True)
         done.touch()
+    commit(out, "ab" * 32)
     after = plan_drop(Listed(entries), out, settings, now=NOW)
     assert (list(after.wanted), list(after.batches)) == ([], [])
     assert after.counts["done"] == len(plan.wanted)

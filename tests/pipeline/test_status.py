@@ -126,6 +126,7 @@ def planned(tmp_path: Path) -> tuple[WorkLog, Settings, ObjectStore]:
 
 def as_done(work: WorkLog, what: Item, video_id: str) -> None:
     work.put(work.done_key(what, video_id), {"video": what.video})
+    work.store.put_atomic(f"commits/{video_id}/000001.json", b"{}")
 
 
 def test_what_waits_is_what_the_plan_wanted_and_nobody_began(planned: tuple[WorkLog, Settings, ObjectStore]) -> None:
@@ -169,6 +170,38 @@ def test_a_forgotten_video_is_no_quarantine_however_long_its_record_stays(
         write_plan(work.store, plan_drop(drop, work.store, settings))
     assert output_status(work.store, SETTINGS).quarantined == 0
     assert only(work.store).waiting == 3
+
+
+def test_forgotten_videos_are_counted_however_many_there_are(
+    planned: tuple[WorkLog, Settings, ObjectStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.status.SHOWN", 2)
+    work, settings, drop = planned
+    wanted = plan_drop(drop, work.store, settings).wanted
+    for one in wanted[:3]:
+        work.forget(one)
+    fail(work, wanted[3], VideoError("a video", "noise", "cut it again"), 3)
+    for _ in range(2):
+        found = only(work.store)
+        assert (found.forgotten, found.quarantined, found.waiting, found.listed) == (3, 1, 0, 4)
+        time.sleep(0.02)
+        write_plan(work.store, plan_drop(drop, work.store, settings))
+
+
+def test_two_drops_of_one_name_do_not_hide_each_others_quarantine(
+    planned: tuple[WorkLog, Settings, ObjectStore], tmp_path: Path
+) -> None:
+    work, settings, drop = planned
+    fail(work, plan_drop(drop, work.store, settings).wanted[0], VideoError("a video", "noise", "cut it again"), 3)
+    other = tmp_path / "camera-2/day"
+    other.mkdir(parents=True)
+    (other / "e.mp4").write_bytes(b"e")
+    (other / "e.prompts.json").write_text("{}")
+    time.sleep(0.02)
+    write_plan(work.store, plan_drop(ObjectStore(other), work.store, settings))
+    one = only(work.store)
+    assert (one.root, one.quarantined, one.waiting) == (str(other), 1, 1)
+    assert [line.video for line in one.lines] == [f"{drop.url}/a.mp4"]
 
 
 def test_a_plan_that_cannot_be_read_hides_nothing_else(lake: Path) -> None:

@@ -39,6 +39,10 @@ def work(tmp_path: Path) -> WorkLog:
     return WorkLog(ObjectStore(tmp_path / "out"), DropSettings(lease_seconds=0.6))
 
 
+def commit(work: WorkLog) -> None:
+    work.store.put_atomic(f"commits/{VIDEO_ID}/000001.json", b"{}")
+
+
 def keys(work: WorkLog) -> list[str]:
     return [key.rsplit("/", 1)[1].split(".", 1)[-1] for key in work.store.list("work/")]
 
@@ -57,6 +61,7 @@ def test_work_that_is_done_is_taken_up_no_more_and_leaves_one_record(work: WorkL
     with attempt:
         assert not work.standing(ITEM).wanted
         attempt.done(report())
+    commit(work)
     assert work.store.list("work/") == [f"work/drop=night/{ITEM.plan_key}/done-{VIDEO_ID}.json"]
     assert work.standing(ITEM).done == VIDEO_ID
     assert work.begin(ITEM, "other") is None
@@ -72,6 +77,16 @@ def test_nobody_else_takes_up_what_is_under_way_as_long_as_it_gives_signs_of_lif
         assert list(work.standing(ITEM).live) == [attempt.id]
         assert work.begin(ITEM, "other") is None
         attempt.done(report())
+
+
+@pytest.mark.parametrize("speaks_for_it", [None, f"commits/{VIDEO_ID}/000002.json", f"forgotten/{VIDEO_ID}.json"])
+def test_work_is_only_done_while_what_it_made_is_committed_or_forgotten(
+    work: WorkLog, speaks_for_it: str | None
+) -> None:
+    work.put(work.done_key(ITEM, VIDEO_ID), {})
+    if speaks_for_it is not None:
+        work.store.put_atomic(speaks_for_it, b"{}")
+    assert (work.begin(ITEM, "run") is None) == (speaks_for_it is not None)
 
 
 def test_the_third_failure_sets_it_aside_with_every_reason(work: WorkLog) -> None:
@@ -180,6 +195,7 @@ def test_a_store_that_fails_while_the_outcome_is_recorded_does_not_hide_the_erro
 def test_two_at_once_never_both_find_it_done_undone(work: WorkLog) -> None:
     """Both may take it up at the same instant (the commit decides then), but the record ends as done."""
     barrier = threading.Barrier(2)
+    commit(work)
 
     def one() -> None:
         barrier.wait()
@@ -262,7 +278,7 @@ def test_a_forgotten_video_is_set_aside_and_its_name_goes(work: WorkLog) -> None
     try_and_fail(work, VideoError("a video", "noise", "cut it again"))
     try_and_fail(work, ForgottenError("a video", "one that was forgotten", "remove it"))
     standing = work.standing(ITEM)
-    assert standing.quarantined
-    assert not standing.wanted
+    assert (standing.forgotten, standing.quarantined, standing.wanted) == (True, False, False)
+    assert work.begin(ITEM, "run") is None
     (key,) = work.store.list("work/")
     assert ITEM.video.encode() not in work.store.get(key)

@@ -114,7 +114,7 @@ def test_retry_leaves_alone_what_is_under_way_or_forgotten(
     assert "/d/a.mp4: under way on " in out
     assert "bbbbbbbbbbbb: forgotten on request, left alone; `masksieve forget --undo`" in out
     assert "/d/c.mp4: out of quarantine" in out
-    assert work.standing(forgotten).quarantined
+    assert work.standing(forgotten).forgotten
     assert work.standing(failed).wanted
 
 
