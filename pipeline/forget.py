@@ -53,15 +53,22 @@ class Known:
 
     Args:
         names: URIs of videos and of their prompts by video_id.
+        nameless: video_ids with a commit that is no commit, so that names may be missing.
     """
 
     names: Mapping[str, frozenset[str]]
+    nameless: frozenset[str] = frozenset()
 
     def subject(self, video_id: str | None, more: Iterable[str] = ()) -> Subject:
         """A video with the names that are its alone.
 
         Args:   more: further names that it goes by.
+        Raises: VideoError if its commit does not say by which names it goes, and nothing else does: a search for the
+                id alone would overlook them.
         """
+        if video_id in self.nameless and not self.names[video_id] and not more:
+            got = f"a damaged one of {video_id[:12]}"
+            raise VideoError("a commit that names its video", got, "name the video by its path or address")
         others = frozenset().union(*(names for key, names in self.names.items() if key != video_id))
         own = (self.names.get(video_id, frozenset()) if video_id else frozenset()) | frozenset(more)
         return Subject(video_id, frozenset(name for name in own if name) - others)
@@ -94,8 +101,12 @@ class Forgotten:
 
 
 def known_videos(store: ObjectStore) -> Known:
-    """Read all commits and records of finished work. A body that cannot be read tells no names."""
+    """Read all commits and records of finished work.
+
+    Raises: StorageError if one is there and cannot be read: its names would be overlooked.
+    """
     names: dict[str, set[str]] = defaultdict(set)
+    nameless = set()
     keys = [key for key in store.list("commits/") if key.count("/") == 2]
     keys += [key for key in store.list("work/") if "/done-" in key]
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -104,9 +115,11 @@ def known_videos(store: ObjectStore) -> Known:
             names[video_id] |= {
                 body[name] for name in ("video_uri", "video", "prompts") if isinstance(body.get(name), str)
             }
+            if key.startswith("commits/") and not isinstance(body.get("video_uri"), str) and store.exists(key):
+                nameless.add(video_id)
     for key in store.list("forgotten/"):
         names[key[len("forgotten/") : -len(".json")]] |= set()
-    return Known({video_id: frozenset(found) for video_id, found in names.items()})
+    return Known({video_id: frozenset(found) for video_id, found in names.items()}, frozenset(nameless))
 
 
 def find_subject(store: ObjectStore, video: str, settings: Settings, known: Known) -> Subject:
@@ -176,7 +189,7 @@ def forget(
         body = {"video_id": subject.video_id, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         store.put_if_absent(forgotten_key(subject.video_id), json.dumps(body, indent=1).encode())
     _let_attempts_end(store, WorkLog(store, settings.drops), subject, wait, tell)
-    done = _Removal(store, ledger, subject)
+    done = _Removal(store, ledger, settings, subject)
     for _ in range(ROUNDS):
         tell("removing what there is of it")
         if done.once(search(store, subject, deep=False)):
@@ -205,8 +218,8 @@ def removable(trace: Trace) -> bool:
 class _Removal:
     """Removes what a search found, and counts it."""
 
-    def __init__(self, store: ObjectStore, ledger: Ledger, subject: Subject) -> None:
-        self.store, self.ledger, self.subject = store, ledger, subject
+    def __init__(self, store: ObjectStore, ledger: Ledger, settings: Settings, subject: Subject) -> None:
+        self.store, self.ledger, self.settings, self.subject = store, ledger, settings, subject
         self.removed: dict[str, int] = defaultdict(int)
         self.blotted = 0
         self.snapshots: set[str] = set()
@@ -221,7 +234,8 @@ class _Removal:
             self._remove(trace)
         names = snapshots_with(self.store, video_id) if video_id else []
         for name in names:
-            remove_video(self.store, name, video_id or "")
+            with scratch_folder(self.settings) as scratch:
+                remove_video(self.store, name, video_id or "", scratch_dir=Path(scratch))
             self.snapshots.add(name)
         for trace in late:
             if trace.how == "text" and not trace.litter:

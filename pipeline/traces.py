@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Ledger, forgotten_key
 from pipeline.storage.download import Entry
 from pipeline.storage.objects import ObjectStore
@@ -124,10 +124,19 @@ def search(store: ObjectStore, subject: Subject, *, deep: bool = True, ledger: L
 
 
 def json_body(store: ObjectStore, key: str) -> dict[str, Any]:
-    """A JSON object; an empty one if it went meanwhile or is none."""
+    """A JSON object; an empty one if it went meanwhile or is none.
+
+    Raises: StorageError if it is there and cannot be read: nobody knows then what it says.
+    """
     try:
         body = json.loads(store.get(key))
-    except (StorageError, ValueError):
+    except UnavailableError:
+        raise
+    except StorageError:
+        if store.exists(key):
+            raise
+        return {}
+    except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
 

@@ -59,7 +59,7 @@ def remove_video(store: ObjectStore, name: str, video_id: str, *, scratch_dir: P
     New parts are written beside the old ones, then the manifest is replaced, then the old ones go: a reader finds the
     old snapshot or the new one. Killed anywhere, the same call again ends it.
 
-    Args:    scratch_dir: for one part at a time; the system's if None.
+    Args:    scratch_dir: for one part at a time, of a folder that is swept after a kill; the system's if None.
     Returns: frames removed; 0 if none were there.
     Raises:  StorageError.
     """

@@ -127,7 +127,7 @@ def write_snapshot(
                 left_out=tuple(sorted([*left_out, *making.left_out], key=lambda one: one.video_id)),
                 policies=dict(sorted(making.policies.items())), makers=dict(sorted(making.makers.items())),
             )  # fmt: skip
-            return _publish(store, target, folder, manifest)
+            return _publish(store, target, folder, manifest, scratch)
         except BaseException:
             kept = []
             with suppress(StorageError):
@@ -270,8 +270,10 @@ class _Making:
         return self._settings.decode.model_copy(update=changes)
 
 
-def _publish(store: ObjectStore, target: ObjectStore, folder: str, manifest: Manifest) -> Manifest:
+def _publish(store: ObjectStore, target: ObjectStore, folder: str, manifest: Manifest, scratch: Path) -> Manifest:
     """Write the card, then the manifest if the name is still free; then remove what earlier runs left."""
+    remembered = tuple(one for one in manifest.left_out if not store.exists(forgotten_key(one.video_id)))
+    manifest = manifest.model_copy(update={"left_out": remembered})
     if not manifest.frames:
         counted = f"{len(manifest.videos)} videos without one, {len(manifest.left_out)} left out"
         reason = f" ({manifest.left_out[0].reason})" if manifest.left_out else ""
@@ -299,9 +301,9 @@ def _publish(store: ObjectStore, target: ObjectStore, folder: str, manifest: Man
         for key in sizes.keys() - named:
             target.delete(key)
         remove_unfinished(target, folder)
-    for video in manifest.videos:  # forgotten since we looked: whoever forgets looks for snapshots after the tombstone
-        if store.exists(forgotten_key(video.video_id)):
-            remove_video(target, manifest.name, video.video_id)
+    for one in (*manifest.videos, *manifest.left_out):
+        if store.exists(forgotten_key(one.video_id)):  # since we looked; whoever forgets looks here after the tombstone
+            remove_video(target, manifest.name, one.video_id, scratch_dir=scratch)
     return manifest
 
 

@@ -15,7 +15,7 @@ import boto3
 import pytest
 
 from pipeline.checksum import file_sha256
-from pipeline.errors import ForgottenError, StorageError, VideoError
+from pipeline.errors import ForgottenError, StorageError, UnavailableError, VideoError
 from pipeline.forget import UnderWay, _Removal, find_subject, forget, known_videos, undo
 from pipeline.label import label_video
 from pipeline.ledger import Ledger, forgotten_key
@@ -108,7 +108,7 @@ def test_the_proof_fails_if_a_layer_is_left(
     monkeypatch.setattr(_Removal, "_remove", but(_Removal._remove))
     monkeypatch.setattr(_Removal, "_take_out", but(_Removal._take_out))
     if layer == "snapshots":
-        monkeypatch.setattr("pipeline.forget.remove_video", lambda *given: 0)
+        monkeypatch.setattr("pipeline.forget.remove_video", lambda *given, **more: 0)
     if layer == "commits":
         monkeypatch.setattr(Ledger, "remove", lambda self, video_id: None)
     done = forget_it(store, settings, video_id)
@@ -346,3 +346,51 @@ def test_a_snapshot_that_is_written_meanwhile_does_not_bring_it_back(
         write_snapshot(str(lake), options, settings)
     assert proofs[0].proof.traces == ()
     assert search(store, find_subject(store, video_id, settings, known_videos(store))).traces == ()
+
+
+Get = Callable[[ObjectStore, str], bytes]
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, key: Callable[[str], bool]) -> None:
+    get: Get = ObjectStore.get
+
+    def away(self: ObjectStore, asked: str) -> bytes:
+        if key(asked):
+            raise UnavailableError("an answer", "503", "try again later")
+        return get(self, asked)
+
+    monkeypatch.setattr(ObjectStore, "get", away)
+
+
+@pytest.mark.parametrize("layer", ["commits/", "work/"])
+def test_names_that_cannot_be_read_now_are_not_taken_for_none(
+    store: ObjectStore, settings: Settings, video_id: str, layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        unreadable(patch, lambda key: key.startswith(layer))
+        with pytest.raises(UnavailableError):
+            forget_it(store, settings, video_id)
+    assert forget_it(store, settings, video_id).proof.traces == ()
+
+
+def test_a_record_of_others_that_cannot_be_read_now_is_not_removed(
+    store: ObjectStore, settings: Settings, video_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = known_videos(store).subject(video_id)
+    removal = _Removal(store, Ledger(store), settings, subject)
+    with monkeypatch.context() as patch:
+        unreadable(patch, lambda key: key.startswith("plans/"))
+        with pytest.raises(UnavailableError):
+            removal._take_out(Trace("plans/night.json", 1, "text"))
+    assert store.exists("plans/night.json")
+
+
+def test_a_damaged_commit_that_names_nobody_is_said(lake: Path, settings: Settings, night: Path, video_id: str) -> None:
+    store = ObjectStore(lake)
+    for path in (lake / f"commits/{video_id}").iterdir():
+        path.write_text("{")
+    for path in lake.glob(f"work/**/done-{video_id}.json"):
+        path.unlink()
+    with pytest.raises(VideoError, match="a damaged one"):
+        forget_it(store, settings, video_id)
+    assert forget_it(store, settings, str(night / "night" / TWICE[0])).subject.uris

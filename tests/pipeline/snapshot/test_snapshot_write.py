@@ -26,6 +26,7 @@ from pipeline.ledger import Ledger, forgotten_key
 from pipeline.rle import decode, encode_mask
 from pipeline.settings import Settings
 from pipeline.snapshot import parts as parts_module
+from pipeline.snapshot import write
 from pipeline.snapshot.dataset import SnapshotDataset
 from pipeline.snapshot.frames import scaled_mask
 from pipeline.snapshot.manifest import Manifest, split_of
@@ -294,6 +295,26 @@ def test_a_forgotten_video_is_not_even_named(original: Path, out: Path, settings
     for path in (out / "snapshots").rglob("*.*"):
         assert video_id.encode() not in path.read_bytes()
         assert b"exit.mp4" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["before it is published", "while it is published"])
+def test_a_video_that_was_left_out_and_is_forgotten_is_in_no_byte(
+    original: Path, out: Path, settings: Settings, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved(out, "still.mp4", str(tmp_path / "gone.mp4"))
+    tombstone = forgotten_key(video_sha256(original / "drop/day/still.mp4"))
+    name = "put_cards" if moment == "while it is published" else "_publish"
+    method = getattr(write, name)
+
+    def late(*given: Any) -> Any:
+        ObjectStore(out).put_atomic(tombstone, b"{}")
+        return method(*given)
+
+    monkeypatch.setattr(write, name, late)
+    make(out, settings)
+    found = [path for path in (out / "snapshots").rglob("*") if path.is_file()]
+    assert found
+    assert not [path for path in found if b"gone.mp4" in path.read_bytes()]
 
 
 def test_a_video_that_is_forgotten_meanwhile_is_not_published(original: Path, out: Path, settings: Settings) -> None:
