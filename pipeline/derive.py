@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.checksum import file_sha256
-from pipeline.errors import ForgottenError, StorageError
+from pipeline.errors import ForgottenError, StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
 from pipeline.route import Policy, decide
@@ -37,6 +37,10 @@ COUNTS = (
     "rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches", "objects",
 )  # fmt: skip
 HEAVY_COLUMNS = ("rle", "bbox_xyxy", "video_uri")
+
+
+class DamagedFacts(StorageError):
+    """Facts that are missing or are not the bytes that their commit names."""
 
 
 class ReviewImages(NamedTuple):
@@ -116,10 +120,12 @@ def derive(
         with prepared(store, commit, policy, images, row_group_rows, scratch_dir) as plan:
             derived = plan.publish(ledger)
         _take_back_forgotten(store, ledger, commit)
-        if derived.status == "fenced" or ledger.newest_generation(video_id) == commit.generation:
+        if derived.status == "fenced":
             return derived
-        repairing = True  # a newer commit came while we wrote: make sure that its labels are what stays
-    raise StorageError("a video that holds still", f"{ATTEMPTS} new generations in a row", "derive again later")
+        if ledger.newest_generation(video_id) == commit.generation and _present(store, commit) is not None:
+            return derived
+        repairing = True  # a newer commit or another policy came while we wrote: what stays has to be of one of them
+    raise StorageError("a video that holds still", f"{ATTEMPTS} rivals in a row", "derive again later")
 
 
 def _take_back_forgotten(store: ObjectStore, ledger: Ledger, commit: Commit) -> None:
@@ -153,7 +159,7 @@ class Plan:
         key = derived_key(layer, self.commit.first_seen, self.commit.video_id)
         for _ in range(ATTEMPTS):
             version = self.store.version(key)
-            there = 0 if version is None else int(_metadata(self.store, key).get("generation", 0))
+            there = 0 if version is None else int((_metadata(self.store, key) or {}).get("generation", 0))
             if max(there, ledger.newest_generation(self.commit.video_id)) > self.commit.generation:
                 return False
             if self.store.replace(key, self.files[layer].path, version):
@@ -295,37 +301,55 @@ class _Finder:
 
 @contextmanager
 def local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> Iterator[Path]:
-    """The masks of a commit as a local file, checked against the commit's checksum."""
-    record = commit.file("masks")
+    """The masks of a commit as a local file, checked against the commit's checksum. Raises DamagedFacts."""
+    record, step = commit.file("masks"), f"restore the file, or label {commit.video_uri} again"
     with ExitStack() as stack:
         path = store.path(record.key)
         if path is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="masksieve-facts-", dir=scratch_dir))
             path = Path(folder) / "masks.parquet"
+            if not store.exists(record.key):
+                raise DamagedFacts(f"facts at {store.uri(record.key)}", "nothing there", step)
             digest = store.get_file(record.key, path)
         else:
             if not path.is_file():
-                raise StorageError(f"facts at {path}", "no file", "restore it, or remove the commit and label again")
+                raise DamagedFacts(f"facts at {path}", "no file", step)
             digest = file_sha256(path)
         if digest != record.sha256:
             got = f"{digest[:12]} at {store.uri(record.key)}"
-            raise StorageError(f"facts with SHA-256 {record.sha256[:12]}", got, "label the video again")
+            raise DamagedFacts(f"facts with SHA-256 {record.sha256[:12]}", got, step)
         yield path
 
 
-def _metadata(store: ObjectStore, key: str) -> dict[str, Any]:
-    with store.open(key) as file:
-        return read_metadata(pq.read_schema(file))
+def whole_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> bool:
+    """Whether the masks of a commit are what it says. Raises StorageError if the store cannot tell."""
+    try:
+        with local_facts(store, commit, scratch_dir):
+            return True
+    except DamagedFacts as error:
+        logger.warning("%s", error)
+        return False
+
+
+def _metadata(store: ObjectStore, key: str) -> dict[str, Any] | None:
+    """What a derived file says of itself; None for one that is missing or damaged, which deriving again mends."""
+    try:
+        with store.open(key) as file:
+            return read_metadata(pq.read_schema(file))
+    except UnavailableError:
+        raise
+    except StorageError:
+        return None
 
 
 def _present(store: ObjectStore, commit: Commit) -> Derived | None:
     """The derivation of this generation that is in place, with whatever policy; None if there is none."""
     found = []
     for layer in ("labels", "review"):
-        key = derived_key(layer, commit.first_seen, commit.video_id)
-        if not store.exists(key):
+        metadata = _metadata(store, derived_key(layer, commit.first_seen, commit.video_id))
+        if metadata is None:
             return None
-        found.append(_metadata(store, key))
+        found.append(metadata)
     labels, review = found
     same = all(labels.get(name) == review.get(name) for name in ("generation", "policy_id", "facts_sha256"))
     if not same or labels.get("facts_sha256") != commit.file("masks").sha256:
@@ -351,7 +375,7 @@ def _derived(
 def _earlier_images(store: ObjectStore, commit: Commit, stretches: Sequence[Stretch]) -> dict[str, ReviewImages]:
     """Pictures that the review list in place names, where they are of the same facts and the same frame."""
     key = derived_key("review", commit.first_seen, commit.video_id)
-    if not store.exists(key) or _metadata(store, key).get("facts_sha256") != commit.file("masks").sha256:
+    if (_metadata(store, key) or {}).get("facts_sha256") != commit.file("masks").sha256:
         return {}
     wanted = {(stretch.review_id, stretch.representative_frame) for stretch in stretches}
     names = ["review_id", "frame_index", "frame_uri", "overlay_uri"]

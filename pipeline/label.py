@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline import temporal
-from pipeline.derive import Derived, ReviewImages, Stretch, derive
+from pipeline.derive import Derived, ReviewImages, Stretch, derive, whole_facts
 from pipeline.discover import automatic_prompts
 from pipeline.drops import drop_name
 from pipeline.encode import RowContext
@@ -79,7 +79,8 @@ def label_video(
 ) -> VideoReport:
     """Label one video: probe and decode, propagate, score, write, commit, route.
 
-    A run that ends half-way leaves nothing that a reader sees; a run of work that is committed changes nothing.
+    A run that ends half-way leaves nothing that a reader sees; a run of work that is committed changes nothing, unless
+    its facts were damaged since: they are made again.
 
     Args:
         video: local path or s3:// URL.
@@ -134,13 +135,16 @@ def label_video(
         config = facts_config(info, settings)
         key = work_key(local.video_id, found.sha256, loaded.sha256, heads_sha256, config)
         commit = ledger.newest(local.video_id)
-        fresh = commit is None or commit.work_key != key
+        known = commit if commit is not None and commit.work_key == key else None
+        fresh = known is None
         twin = keep_first and fresh and commit is not None and commit.video_uri != local.uri
         if twin and commit is not None and source_exists(commit.video_uri, settings.storage):
             fresh = False
             log.info("%s has the bytes of %s, whose labels stay", local.uri, commit.video_uri)
         else:
             twin = False
+        if known is not None and not whole_facts(store, known, scratch):
+            fresh = True
         metadata = facts_metadata(info, loaded, heads_sha256, config)
         checkpoints, made_by = _checkpoints(local, loaded, settings, metadata)
         if commit is None or fresh:

@@ -16,12 +16,12 @@ import pytest
 
 from pipeline import derive as derivation
 from pipeline import rle
-from pipeline.derive import ReviewImages, Stretch, derive, prepared
-from pipeline.errors import StorageError
+from pipeline.derive import Plan, ReviewImages, Stretch, derive, prepared
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata
 from pipeline.route import Policy
-from pipeline.storage.manifest import FileRecord, facts_key, write_facts
+from pipeline.storage.manifest import FileRecord, derived_key, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 
 VIDEO = "ab" * 32
@@ -310,3 +310,47 @@ def test_facts_of_a_later_schema_are_refused(local: Ledger, monkeypatch: pytest.
     _older("99", local, monkeypatch)
     with pytest.raises(StorageError, match="version '99'; update masksieve"):
         derive(local.store, local, VIDEO, POLICY)
+
+
+@pytest.mark.parametrize("layer", ["labels", "review"])
+def test_labels_that_cannot_be_read_are_derived_again(ledger: Ledger, layer: str) -> None:
+    commit(ledger, facts(SCORES), "k1")
+    done = derive(ledger.store, ledger, VIDEO, POLICY)
+    key = derived_key(layer, "first", VIDEO)
+    whole = ledger.store.get(key)
+    ledger.store.put_atomic(key, whole[:-40] + b"\xff" * 32 + whole[-8:])
+    assert derive(ledger.store, ledger, VIDEO, POLICY).status == "written"
+    assert ledger.store.get(key) == whole
+    assert derive(ledger.store, ledger, VIDEO, POLICY).counts == done.counts
+
+
+def test_labels_whose_store_is_away_are_not_taken_for_damaged_ones(
+    local: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(local, facts(SCORES), "k1")
+    derive(local.store, local, VIDEO, POLICY)
+
+    def away(key: str) -> None:
+        raise UnavailableError("a store", "none", "wait")
+
+    monkeypatch.setattr(local.store, "open", away)
+    with pytest.raises(UnavailableError):
+        derive(local.store, local, VIDEO, POLICY)
+
+
+def test_labels_and_review_list_come_from_one_policy_whoever_meets_whom(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rival with another policy publishes both files between our two."""
+    commit(ledger, facts(SCORES), "k1")
+    publish, rival = Plan._publish_layer, [Policy(max_uncertainty=0.05)]
+
+    def interrupted(self: Plan, ledger: Ledger, layer: str) -> bool:
+        if layer == "labels" and rival:
+            derive(ledger.store, ledger, VIDEO, rival.pop())
+        return publish(self, ledger, layer)
+
+    monkeypatch.setattr(Plan, "_publish_layer", interrupted)
+    done = derive(ledger.store, ledger, VIDEO, POLICY)
+    policies = {read_metadata(read(ledger, layer).schema)["policy_id"] for layer in ("labels", "review")}
+    assert policies == {done.policy_id}

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 import pipeline.label
+from pipeline.derive import derive
 from pipeline.errors import DiskSpaceError, PromptError, StorageError, VideoError
 from pipeline.label import label_video
+from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel
 from pipeline.settings import load_settings
+from pipeline.storage.objects import ObjectStore
 
 from .conftest import FRAMES, read_rows, run_label
 
@@ -189,3 +192,21 @@ def test_too_little_scratch_disk_is_said_before_the_work(
     with pytest.raises(DiskSpaceError):
         run_label(drop, tmp_path, nano)
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_damaged_facts_are_made_again_by_the_next_run(
+    drop: Path, nano: LoadedModel, tmp_path: Path, damage: str
+) -> None:
+    first = run_label(drop, tmp_path, nano)
+    (masks,) = (tmp_path / "masks").rglob("*.parquet")
+    (labels,) = (tmp_path / "labels").rglob("*.parquet")
+    data = bytearray(masks.read_bytes())
+    data[len(data) // 2] ^= 1
+    masks.write_bytes(data) if damage == "flipped" else masks.unlink()
+    labels.unlink()
+    with pytest.raises(StorageError, match=f"label .*{drop.name}/clip.mp4 again"):
+        derive(ObjectStore(tmp_path), Ledger(ObjectStore(tmp_path)), first.video_id, load_settings().policy)
+    again = run_label(drop, tmp_path, nano, keep_first=True)
+    assert (again.status, again.generation, again.rows) == ("labelled", 2, first.rows)
+    assert run_label(drop, tmp_path, nano).status == "unchanged"

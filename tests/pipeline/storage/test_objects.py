@@ -343,7 +343,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
     unreadable(monkeypatch, tmp_path / "lost+found")
     assert store.list() == ["commits/a/1.json", "commits/b/1.json"]
     unreadable(monkeypatch, tmp_path / "commits/b")
-    with pytest.raises(StorageError, match="to list .*Permission denied"):
+    with pytest.raises(StorageError, match=r"to list .*Permission denied"):
         list(getattr(store, ask)())
 
 
@@ -368,8 +368,9 @@ def test_a_store_that_goes_away_while_one_reads_is_an_outage(moto_s3: Any, monke
     def gone(*_: object, **__: object) -> bytes:
         raise TimeoutError
 
-    with pytest.raises(UnavailableError, match="within 0.1 s"), store.open("large") as file:
+    with store.open("large") as file:
         assert len(file.read(10)) == 10
         monkeypatch.setattr(S3Backend, "_read", gone)
         file.seek(2 * 2**20)
-        file.read()
+        with pytest.raises(UnavailableError, match=r"within 0\.1 s"):
+            file.read()
