@@ -157,7 +157,12 @@ class Manifest(_Frozen):
 
     def names(self, video_id: str) -> bool:
         """Whether anything in the snapshot tells of this video."""
-        return video_id in {video.video_id for video in self.videos} | {video.video_id for video in self.left_out}
+        return video_id in self.named
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The video_ids of all that it tells of: videos that are in and that were left out."""
+        return frozenset(one.video_id for one in self.videos) | {one.video_id for one in self.left_out}
 
 
 def folder_of(name: str) -> str:

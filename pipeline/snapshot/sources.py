@@ -66,11 +66,11 @@ def find_candidates(store: ObjectStore, ledger: Ledger, drops: Sequence[str]) ->
     if missing := sorted(set(drops) - there):
         step = f"choose among {', '.join(sorted(there))}"
         raise StorageError("drops that have labels", f"none in {', '.join(missing)}", step)
+    wanted = {key: places for key, places in found.items() if not drops or any(drop in drops for drop, _ in places)}
+    commits = {one.video_id: one for one in ledger.read_all(wanted if drops else None)}
     candidates, left_out = [], []
-    for video_id, places in sorted(found.items()):
-        if drops and not any(drop in drops for drop, _ in places):
-            continue
-        commit = ledger.newest(video_id)
+    for video_id, places in sorted(wanted.items()):
+        commit = commits.get(video_id)
         if commit is None:
             reason = "labels without a commit"
             left_out.append(LeftOut(video_id=video_id, video_uri="", drop=places[0][0], reason=reason))

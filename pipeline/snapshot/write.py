@@ -301,9 +301,9 @@ def _publish(store: ObjectStore, target: ObjectStore, folder: str, manifest: Man
         for key in sizes.keys() - named:
             target.delete(key)
         remove_unfinished(target, folder)
-    for one in (*manifest.videos, *manifest.left_out):
-        if store.exists(forgotten_key(one.video_id)):  # since we looked; whoever forgets looks here after the tombstone
-            remove_video(target, manifest.name, one.video_id, scratch_dir=scratch)
+    for video_id in manifest.named:
+        if store.exists(forgotten_key(video_id)):  # since we looked; whoever forgets looks here after the tombstone
+            remove_video(target, manifest.name, video_id, scratch_dir=scratch)
     return manifest
 
 
