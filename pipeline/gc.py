@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger, commit_key, forgotten_key
 from pipeline.records import read_metadata
 from pipeline.settings import DropSettings
@@ -234,7 +234,13 @@ class Sweep:
         """Says of an object of a snapshot why it can go, None if it must stay."""
         if not self.store.exists(f"{folder}{MANIFEST}"):
             return lambda key: "snapshot that was never finished"
-        named = {part.key for part in read_manifest(self.store, folder).parts}
+        try:
+            named = {part.key for part in read_manifest(self.store, folder).parts}
+        except UnavailableError:
+            raise
+        except StorageError as error:
+            log.warning("kept all of %s: %s", self.store.uri(folder), error)
+            return lambda key: None
 
         def reason(key: str) -> str | None:
             name = key.removeprefix(folder)

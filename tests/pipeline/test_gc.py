@@ -398,6 +398,15 @@ def test_a_snapshot_that_was_begun_anew_keeps_its_parts() -> None:
     assert collect(sweep(store)) == parts[1:]
 
 
+def test_a_snapshot_whose_manifest_is_damaged_is_kept_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    store = AgedStore(f"memory://gc-{uuid.uuid4().hex}")
+    kept = [store.put("snapshots/v1/manifest.json", b"{"), store.put(f"snapshots/v1/{part_key(0)}")]
+    other = store.put(f"snapshots/v2/{part_key(0)}")
+    assert collect(sweep(store)) == [other]
+    assert all(store.exists(key) for key in kept)
+    assert "snapshots/v1/manifest.json" in caplog.text
+
+
 def test_records_of_attempts_go_once_the_work_is_done(tmp_path: Path) -> None:
     store = ObjectStore(tmp_path / "out")
     work = WorkLog(store, DropSettings(lease_seconds=30))
