@@ -128,6 +128,9 @@ def deploy(
     no_schedule: Annotated[bool, typer.Option("--no-schedule", help="Only on events and by hand.")] = False,
     pool: Annotated[str, typer.Option(help="Of planning and deciding.")] = "masksieve",
     gpu_pool: Annotated[str, typer.Option(help="Of labelling and training.")] = "masksieve-gpu",
+    replace_: Annotated[
+        bool, typer.Option("--replace", help="Let the drop and the output go that the server has now.")
+    ] = False,
     wait: Annotated[float, typer.Option("--wait", help="Seconds to wait for a server that starts.", min=0)] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
@@ -151,7 +154,7 @@ def deploy(
         wait_for(Server(api.rstrip("/")), wait)
         found = deploy(
             api.rstrip("/"), drop=_word("--drop", drop), out=_word("--out", out), config=config,
-            overrides=overrides_of(set_), schedules=schedules, pool=pool, gpu_pool=gpu_pool,
+            overrides=overrides_of(set_), schedules=schedules, pool=pool, gpu_pool=gpu_pool, replace=replace_,
         )  # fmt: skip
     if not quiet:
         for name in found:

@@ -108,6 +108,7 @@ def deploy(
     pool: str = POOL,
     gpu_pool: str = GPU_POOL,
     environment: Mapping[str, str] | None = None,
+    replace: bool = False,
 ) -> dict[str, UUID]:
     """Create or update everything that unattended labelling needs on a server.
 
@@ -120,8 +121,10 @@ def deploy(
         reviews: of the reviews deployment; None for none.
         pool, gpu_pool: work pools; made as process pools where they do not exist, else left as they are.
         environment: variables for every run, beside the workers' own.
+        replace: let what is there for another drop or output go; a server plans one drop.
     Returns: the id of each deployment by name.
-    Raises:  SettingsError for a secret among the overrides, an unknown setting, or a schedule that cannot be read.
+    Raises:  SettingsError for a secret among the overrides, an unknown setting, a schedule that cannot be read, or a
+             server that plans another drop already; nothing was changed then.
     """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -134,6 +137,8 @@ def deploy(
     variables = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS), **(environment or {})}}
     found: dict[str, UUID] = {}
     with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        if not replace:
+            _refuse_another(client, {"drop": drop, "out": out})
         for name in (pool, gpu_pool):
             _make_pool(client, name)
         for one in DEPLOYMENTS:
@@ -170,10 +175,15 @@ def automations(deployments: Mapping[str, UUID], settle_seconds: float, lease_se
             schedule_after=timedelta(seconds=after_seconds),
         )  # fmt: skip
 
+    def of_deployments(*ids: UUID) -> ResourceSpecification:
+        keys = [f"prefect.deployment.{one}" for one in ids]
+        return ResourceSpecification({"prefect.resource.role": "deployment", "prefect.resource.id": keys})
+
     silent = EventTrigger(
         after={"prefect.flow-run.heartbeat"},
         expect={"prefect.flow-run.*"},  # heartbeats, and states under whatever name
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        match_related=of_deployments(*deployments.values()),  # the server may have other flows than ours
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
@@ -182,9 +192,7 @@ def automations(deployments: Mapping[str, UUID], settle_seconds: float, lease_se
     crashed = EventTrigger(
         expect={"prefect.flow-run.Crashed"},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-        match_related=ResourceSpecification(
-            {"prefect.resource.role": "deployment", "prefect.resource.id": f"prefect.deployment.{label}"}
-        ),
+        match_related=of_deployments(label),
         posture=Posture.Reactive,
         threshold=1,
         within=timedelta(0),
@@ -193,7 +201,7 @@ def automations(deployments: Mapping[str, UUID], settle_seconds: float, lease_se
     return [
         AutomationCore(
             name="masksieve: a silent run has crashed",
-            description=f"A run that had a heartbeat and none for {SILENT_SECONDS} s is marked as crashed.",
+            description=f"A run of masksieve's that had a heartbeat and none for {SILENT_SECONDS} s has crashed.",
             trigger=silent,
             actions=[
                 ChangeFlowRunState(
@@ -235,6 +243,20 @@ def _schedule(wanted: Schedule) -> Any:
         step = "write for example --cron '*/10 * * * *' or --every 600"
         raise SettingsError("a schedule: five cron fields, or a positive number of seconds", got, step) from error
     return DeploymentScheduleCreate(schedule=schedule, active=True)
+
+
+def _refuse_another(client: SyncPrefectClient, wanted: Mapping[str, str]) -> None:
+    """Raises: SettingsError if the server plans another drop, or into another output."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        there = client.read_deployment_by_name(DROPS).parameters
+    except ObjectNotFound:
+        return
+    for name, value in wanted.items():
+        if (held := there.get(name, value)) != value:
+            step = "--replace lets it go; for both, give each drop a server, or make one drop of their folders"
+            raise SettingsError(f"a server that plans --{name} {value}", f"one that plans {held}", step)
 
 
 def _make_pool(client: SyncPrefectClient, name: str) -> None:

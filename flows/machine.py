@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
@@ -26,6 +28,7 @@ START_SECONDS = 180.0
 POLL_SECONDS = 2.0
 """How often a worker asks for runs."""
 LOG_BYTES = 20 << 20
+"""A log file that has grown larger is put aside, and the one before it goes."""
 AUTH = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 """USER:PASSWORD that the server asks for, and that its clients give."""
 
@@ -53,9 +56,7 @@ class Home:
     def log(self, name: str) -> Path:
         """The log file of a process; one that has grown large is put aside first."""
         file = self.path / "logs" / f"{name}.log"
-        with contextlib.suppress(OSError):
-            if file.stat().st_size > LOG_BYTES:
-                file.replace(file.with_suffix(".log.1"))
+        rotate(file)
         return file
 
     @contextlib.contextmanager
@@ -93,9 +94,35 @@ def _told(text: str) -> str:
         return "another masksieve up"
 
 
+def rotate(*logs: Path) -> None:
+    """Put aside what a log file holds that has grown large; its process writes on, into the file that is empty now.
+
+    Lines that come between the copy and the emptying are lost.
+    """
+    for file in logs:
+        with contextlib.suppress(OSError):
+            if file.stat().st_size > LOG_BYTES:
+                shutil.copyfile(file, file.with_suffix(".log.1"))
+                os.truncate(file, 0)
+
+
+def in_url(host: str) -> str:
+    """The host part of a URL by which this machine reaches what listens at an address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def open_to_others(host: str) -> bool:
+    """Whether other machines may reach what listens there; a name that is not localhost counts as one of theirs."""
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that is free now."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 

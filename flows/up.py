@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.api import Api
+from flows.deployments import DROPS, GPU_POOL, POOL
 from flows.machine import (
+    AUTH,
     START_SECONDS,
     Home,
     ServerError,
     base_environment,
     database_url,
     free_port,
+    in_url,
+    open_to_others,
     require_port,
+    rotate,
     server,
     shown_database,
     threads_each,
@@ -27,13 +32,12 @@ from flows.machine import (
     worker,
 )
 from flows.supervise import Supervisor, ended
-from pipeline.errors import SettingsError, StorageError
+from pipeline.errors import MasksieveError, SettingsError
 from pipeline.settings import Settings, load_settings, refuse_secrets
 from pipeline.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
-DROPS, GPU_POOL, POOL = "drops/drops", "masksieve-gpu", "masksieve"
 TICK_SECONDS = 0.5
 LOOK_SECONDS = 5.0
 """How often the drop is looked at; less often where a look takes long."""
@@ -122,9 +126,11 @@ def up(machine: Machine, tell: Callable[[str], None], show: Callable[[Standing],
             if wanted:
                 require_port(machine.host, wanted, option)
         port = machine.port or free_port(machine.host)
-        reach = "127.0.0.1" if machine.host == "0.0.0.0" else machine.host
+        reach = in_url(machine.host)
         url = f"http://{reach}:{port}"
         say(url)
+        if open_to_others(machine.host) and AUTH[0] not in os.environ:
+            tell(f"warning: whoever reaches {machine.host} can run and read everything here; set {AUTH[0]}")
         served = supervisor.start(server(machine.home, machine.host, port, database))
         supervisor.last = (served,)
         api, environment = Api(f"{url}/api"), base_environment(machine.home)
@@ -174,13 +180,14 @@ def _watch(
     standing = Standing({}, {}, 0, "starting")
     while True:
         supervisor.keep()
+        rotate(*(child.log for child in supervisor.children))
         if time.monotonic() >= look_at:
             began = time.monotonic()
             trouble, counts, runs = None, standing.counts, standing.runs
             try:
                 runs = api.counts()
                 counts = plan_drop(drop, out, settings).counts
-            except (StorageError, OSError) as error:
+            except (MasksieveError, OSError) as error:  # a folder that is away for a moment, for one
                 trouble = " ".join(str(error).split())
             took = time.monotonic() - began
             look_at = time.monotonic() + max(1.0 if machine.once else LOOK_SECONDS, 20 * took)
@@ -218,7 +225,7 @@ def _deploy(machine: Machine, api: Api, environment: Mapping[str, str]) -> subpr
     config = [] if machine.config is None else ["--config", machine.config]
     words = [part for word in machine.set_ for part in ("--set", word)]
     command = [sys.executable, "-P", "-m", "flows.cli", "deploy", "--quiet", "--api", api.url]
-    command += ["--wait", str(START_SECONDS)]
+    command += ["--wait", str(START_SECONDS), "--replace"]  # the server is this machine's own
     command += ["--drop", machine.drop, "--out", machine.out, *config, *words, *schedule]
     log_file = machine.home.log("deploy")
     with log_file.open("wb") as out:

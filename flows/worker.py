@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.api import Api
-from flows.machine import threads_each, wait_for, worker
+from flows.machine import in_url, rotate, threads_each, wait_for, worker
 from flows.supervise import ended
 from pipeline.metrics import start_metrics_server
 
@@ -47,7 +47,8 @@ def work(
             tell(f"worker {name} takes runs of {pool}; log {log_file}")
         if metrics_port is not None:
             server = start_metrics_server(metrics_port, metrics, metrics_host)
-            tell(f"metrics   http://{metrics_host}:{server.port}/metrics")
+            tell(f"metrics   http://{in_url(metrics_host)}:{server.port}/metrics")
         while True:
             supervisor.keep()
+            rotate(*(child.log for child in supervisor.children))
             time.sleep(1)
