@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterIdempotencyKey,
     FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -35,16 +36,24 @@ from pipeline.plan import Batch, Plan, plan_drop, write_plan
 from pipeline.plan_summary import plan_rows
 from pipeline.settings import load_settings, refuse_secrets
 from pipeline.storage.objects import ObjectStore
+from pipeline.work import started_at
 
 if TYPE_CHECKING:
     from pipeline.settings import DropSettings
+    from pipeline.work import Standing
 
+ANSWERED = "Answered"
+"""The name of the state of a run that left the plan to another one."""
 SOME_FAILED = "SomeFailed"
 """The name of the state after batches that failed in this process."""
 PAGE = 200
 """Flow runs that a Prefect server gives at a time."""
 PENDING_SECONDS = 300.0
 """A run that is still being started after so long was left by its worker; a second one beside it would do no harm."""
+LONGEST_PAUSE_SECONDS = 900.0
+"""Between two tries at a video in one run lie no more, whatever the settings say."""
+REPAIR_SECONDS = 60.0
+"""Repairs give no signs of life; a run that makes some has so long for each."""
 UNDER_WAY = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -76,7 +85,7 @@ def watch_drop(
     log = get_run_logger()
     if (name := _answered_by()) is not None:
         log.info("planned already by %s, which began after this was due", name)
-        return Completed(name="Answered", message=f"by {name}")
+        return Completed(name=ANSWERED, message=f"by {name}")
     settings = load_settings(config, overrides)
     source, target = ObjectStore(drop, settings.storage), ObjectStore(out, settings.storage)
     plan = plan_drop(source, target, settings, name=drop_name)
@@ -120,7 +129,15 @@ def _answered_by() -> str | None:
             sort=FlowRunSort.START_TIME_DESC,
             limit=PAGE,
         )
-    return next((one.name for one in others if one.id != own.id and one.parameters == own.parameters), None)
+    return next(
+        (one.name for one in others if one.id != own.id and one.parameters == own.parameters and not _answered(one)),
+        None,
+    )
+
+
+def _answered(run: FlowRun) -> bool:
+    """Whether a run planned nothing itself."""
+    return run.state is not None and run.state.name == ANSWERED
 
 
 def _can_submit() -> bool:
@@ -136,13 +153,12 @@ def _can_submit() -> bool:
 
 def _submit(plan: Plan, shared: dict[str, Any], settings: DropSettings) -> dict[str, Any]:
     """Hand over what no run has, as many batches as there is room for."""
-    live = {item.plan_key for item in plan.buckets["live"]}
-    runs = [run for run in label_runs(shared["out"]) if is_under_way(run, live, settings.lease_seconds)]
+    runs = [run for run in label_runs(shared["out"]) if is_under_way(run, plan.standings, settings)]
     taken = {item["plan_key"] for run in runs for item in run.parameters.get("items") or []}
     repairing = {video_id for run in runs for video_id in run.parameters.get("repairs") or []}
     left = [batch for batch in (one.without(taken, repairing) for one in plan.batches) if batch]
     room = max(0, settings.max_batches - len(runs))
-    names = [_submit_batch(plan.drop, batch, shared, live, settings.lease_seconds).name for batch in left[:room]]
+    names = [_submit_batch(plan, batch, shared, settings).name for batch in left[:room]]
     get_run_logger().info(
         "submitted %d batches; %d runs were under way, %d batches wait for room", len(names), len(runs),
         len(left) - len(names),
@@ -150,27 +166,34 @@ def _submit(plan: Plan, shared: dict[str, Any], settings: DropSettings) -> dict[
     return {"submitted": names, "waiting": len(left) - len(names)}
 
 
-def _submit_batch(
-    drop: str, batch: Batch, shared: dict[str, Any], live: Collection[str], lease_seconds: float
-) -> FlowRun:
+def _submit_batch(plan: Plan, batch: Batch, shared: dict[str, Any], settings: DropSettings) -> FlowRun:
     """Create the run of a batch, unless another planner has just done so.
 
     A run of the same key that ended before it could record anything is not in the way: the next number is free.
     """
-    number = 0
+    number = _last_number(batch)
     while True:
         run = run_deployment(
             LABEL,
             parameters={**_parameters(batch), **shared},
             timeout=0,
             idempotency_key=f"{batch.key}:{number}",
-            flow_run_name=_run_name(drop, batch),
+            flow_run_name=_run_name(plan.drop, batch),
             as_subflow=False,
         )
         assert isinstance(run, FlowRun)  # outside of an event loop
-        if is_under_way(run, live, lease_seconds):
+        if is_under_way(run, plan.standings, settings):
             return run
         number += 1
+
+
+def _last_number(batch: Batch) -> int:
+    """The number of the batch's last run, of those that one question tells; 0 if it had none."""
+    keys = [f"{batch.key}:{number}" for number in range(PAGE)]
+    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=keys))
+    with get_client(sync_client=True) as client:
+        made = {run.idempotency_key for run in client.read_flow_runs(flow_run_filter=wanted, limit=PAGE)}
+    return max((number for number, key in enumerate(keys) if key in made), default=0)
 
 
 def label_runs(out: str) -> Iterator[FlowRun]:
@@ -193,21 +216,39 @@ def label_runs(out: str) -> Iterator[FlowRun]:
             offset += PAGE
 
 
-def is_under_way(run: FlowRun, live: Collection[str], lease_seconds: float) -> bool:
+def is_under_way(run: FlowRun, standings: Mapping[str, Standing], settings: DropSettings) -> bool:
     """Whether a run has begun or will: one whose process is gone may stay `Running` on the server for good.
 
     Args:
-        live: plan keys of attempts that give signs of life.
-        lease_seconds: how long a run may take until its first attempt does.
+        standings: what is on record, by plan key. An attempt that gives signs of life speaks for its run, one of the
+            run's that gives none any more against it. While there is neither, the run may be loading its model, making
+            repairs, between two videos, or waiting before it tries one again.
     """
     if run.state is None or run.state.type == StateType.SCHEDULED:
         return True
-    since = time.time() - (run.state.timestamp.timestamp())
+    began, now = run.state.timestamp.timestamp(), time.time()
     if run.state.type == StateType.PENDING:
-        return since < PENDING_SECONDS
+        return now - began < PENDING_SECONDS
     if run.state.type not in UNDER_WAY:
         return False
-    return since < lease_seconds or any(item["plan_key"] in live for item in run.parameters.get("items") or [])
+    keys = [item["plan_key"] for item in run.parameters.get("items") or []]
+    found = [standings[key] for key in keys if key in standings]
+    if any(one.live for one in found):
+        return True
+    if any(started_at(attempt) > began for one in found for attempt in one.lapsed):
+        return False
+    repairs = len(run.parameters.get("repairs") or [])
+    if now - began < settings.lease_seconds + REPAIR_SECONDS * repairs:
+        return True
+    last = max(found, key=lambda one: one.since, default=None)
+    if last is None or last.since < began:
+        return False
+    pause = (
+        0.0
+        if last.done is not None
+        else min(LONGEST_PAUSE_SECONDS, settings.retry_seconds * 2 ** (settings.max_attempts - 1))
+    )
+    return now - last.since < settings.lease_seconds + pause
 
 
 def _work_off(plan: Plan, shared: dict[str, Any]) -> dict[str, Any]:

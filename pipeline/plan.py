@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
@@ -91,6 +91,7 @@ class Plan:
         ahead_of_clock: videos from so far in the future that their age says nothing; they count as uploaded.
         repairs: video_ids that are committed and lack labels or a review list.
         batches: all that is wanted, and the repairs.
+        standings: what is on record of the drop, by plan key.
     """
 
     drop: str
@@ -101,6 +102,7 @@ class Plan:
     ahead_of_clock: Sequence[str]
     repairs: Sequence[str]
     batches: Sequence[Batch]
+    standings: Mapping[str, Standing] = field(default_factory=dict, repr=False)
 
     @property
     def wanted(self) -> Sequence[Item]:
@@ -163,7 +165,7 @@ def plan_drop(
     young = records.now() - settings.drops.lease_seconds if found["live"] else float("inf")
     repairs = sorted(video_id for video_id, at in videos.missing.items() if at < young)
     batches = _batches(drop, out, found["wanted"], listed.entries, standing, repairs, settings.drops)
-    return Plan(name, drop.url, now, found, sorter.refusals, sorter.ahead, repairs, batches)
+    return Plan(name, drop.url, now, found, sorter.refusals, sorter.ahead, repairs, batches, standing)
 
 
 def plan_document(drop: str) -> str:
@@ -319,7 +321,7 @@ def _batches(
 ) -> list[Batch]:
     """Cut what is wanted into batches by name, without parting what may be the same bytes."""
     filled: list[list[Item]] = [[]]
-    for group in _twins(drop, wanted, entries, settings.batch_videos):
+    for group in _twins(drop, wanted, entries, settings):
         if filled[-1] and len(filled[-1]) + len(group) > settings.batch_videos:
             filled.append([])
         filled[-1] += group
@@ -334,23 +336,27 @@ def _batches(
 
 
 def _twins(
-    drop: ObjectStore, wanted: Sequence[Item], entries: Mapping[str, Entry], batch_videos: int
+    drop: ObjectStore, wanted: Sequence[Item], entries: Mapping[str, Entry], settings: DropSettings
 ) -> Iterable[list[Item]]:
     """What is wanted in groups that may have the same bytes, each group and the groups by name.
 
     Equal bytes have equal sizes and, in a bucket, mostly equal ETags. Recorders that write files of one size make
-    groups that tell nothing; where one is more than a batch, its files are told apart by their ends.
+    groups that tell nothing; where one is more than a batch, its files are told apart by their ends, as far as
+    there is room to submit them. The rest are apart until it is their turn.
     """
     remote = "://" in drop.url
     groups: dict[tuple[int, str | bytes | None], list[Item]] = {}
     for item in wanted:
         entry = entries[_key(drop, item)]
         groups.setdefault((entry.size_bytes, entry.tag if remote else None), []).append(item)
+    next_ones = {item.plan_key for item in wanted[: settings.batch_videos * settings.max_batches]}
     for (size, told), group in list(groups.items()):
-        if len(group) > batch_videos and not remote:
+        if len(group) > settings.batch_videos and not remote:
             del groups[size, told]
             for item in group:
-                groups.setdefault((size, _ends(drop, _key(drop, item), size)), []).append(item)
+                key = _key(drop, item)
+                ends = _ends(drop, key, size) if item.plan_key in next_ones else key
+                groups.setdefault((size, ends), []).append(item)
     return sorted(groups.values(), key=lambda group: group[0].video)
 
 

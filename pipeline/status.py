@@ -16,7 +16,7 @@ from pipeline.storage.objects import ObjectStore
 from pipeline.storage.secrets import masked
 from pipeline.suggest import nearest
 from pipeline.traces import json_body
-from pipeline.work import Standing, WorkLog
+from pipeline.work import Standing, WorkLog, started_at
 
 State = Literal["running", "failed", "unavailable", "cancelled", "quarantined", "forgotten"]
 WORKERS = 16
@@ -235,7 +235,7 @@ def _lines(
         if state == "running":
             attempt = max(standing.live)
             body = json_body(work.store, f"{folder}attempt-{attempt}.running.json")
-            seconds = max(0.0, work.now() - int(attempt.split("-")[0], 16) / 1000)
+            seconds = max(0.0, work.now() - started_at(attempt))
             where: dict[str, Any] = {"stage": body.get("stage"), "host": body.get("host"), "seconds": seconds}
             return _line(drop, plan_key, body, state, standing.counted, work, **where)
         ended: dict[str, str] = {**standing.states, **dict.fromkeys(standing.lapsed, "running")}

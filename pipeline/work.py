@@ -113,10 +113,14 @@ class WorkLog:
     Args:
         store: the output.
         settings: lease and number of attempts.
+
+    Attributes:
+        set_aside: plan keys of what this very object put into quarantine.
     """
 
     def __init__(self, store: ObjectStore, settings: DropSettings) -> None:
         self.store, self.settings = store, settings
+        self.set_aside: set[str] = set()
         self._unrecorded: list[tuple[Attempt, BaseException | None]] = []
         self._ahead_seconds: float | None = None
 
@@ -146,6 +150,7 @@ class WorkLog:
             standing.done = None
         if not standing.wanted:
             return None
+        self._prune(item, standing)
         if standing.counted >= self.settings.max_attempts:
             self.quarantine(item)
             return None
@@ -181,6 +186,7 @@ class WorkLog:
         error = next((one["error"] for one in reversed(attempts) if one.get("error")), NO_REASON)
         body = {**asdict(item), "error": error, "attempts": attempts, "at": _now()}
         self.put(f"{self._folder(item.drop, item.plan_key)}quarantined.json", body)
+        self.set_aside.add(item.plan_key)
         log.warning("quarantined %s after %d attempts: %s", item.video, len(attempts), error)
 
     def forget(self, item: Item) -> None:
@@ -212,6 +218,11 @@ class WorkLog:
         """Where it is recorded that the work is done."""
         return f"{self._folder(item.drop, item.plan_key)}done-{video_id}.json"
 
+    def _prune(self, item: Item, standing: Standing) -> None:
+        """Of attempts that do not count keep the last: a store that is away for days would leave thousands."""
+        for attempt in sorted(one for one, state in standing.states.items() if state not in COUNTED)[:-1]:
+            self.store.delete(self.attempt_key(item, attempt, standing.states.pop(attempt)))
+
     def _is_known(self, video_id: str) -> bool:
         """Whether a video is committed, or was and is forgotten."""
         return bool(self.store.list(f"commits/{video_id}/")) or self.store.exists(f"forgotten/{video_id}.json")
@@ -233,16 +244,29 @@ class WorkLog:
         return body if isinstance(body, dict) else None
 
     def now(self) -> float:
-        """The time by the store's clock: leases are held against times that it wrote, and this machine's may differ."""
+        """The time by the store's clock: leases are held against times that it wrote, and this machine's may differ.
+
+        Who may only read cannot ask it, nor take anything up; this machine's clock will do then.
+        """
         if self._ahead_seconds is None:
-            folder = f"probes/{uuid.uuid4().hex}/"
-            self.store.put_atomic(f"{folder}clock", b"")
-            modified = next((entry.modified for entry in self.store.entries(folder)), time.time())
-            self._ahead_seconds = modified - time.time()
-            self.store.delete(f"{folder}clock")
+            try:
+                self._ahead_seconds = self._asked_clock() - time.time()
+            except UnavailableError:
+                raise
+            except StorageError as error:
+                log.info("taking this machine's clock for the store's: %s", error)
+                self._ahead_seconds = 0.0
             if abs(self._ahead_seconds) > self.settings.lease_seconds / 2:
                 log.warning("the clock of %s is %.0f s ahead of this machine's", self.store.url, self._ahead_seconds)
         return time.time() + self._ahead_seconds
+
+    def _asked_clock(self) -> float:
+        """When the store says that it wrote an object just now, Unix time in s."""
+        folder = f"probes/{uuid.uuid4().hex}/"
+        self.store.put_atomic(f"{folder}clock", b"")
+        modified = next((entry.modified for entry in self.store.entries(folder)), time.time())
+        self.store.delete(f"{folder}clock")
+        return modified
 
     def _read(self, entries: Iterator[Entry]) -> dict[str, Standing]:
         found: dict[str, Standing] = {}
@@ -356,6 +380,11 @@ class Attempt:
             **asdict(self.item), "attempt": self.id, "number": self.number, "run_id": self.run_id, "stage": self.stage,
             "host": socket.gethostname(), "started_at": self._started_at, "at": _now(),
         }  # fmt: skip
+
+
+def started_at(attempt: str) -> float:
+    """When an attempt began, by its name, Unix time in s by the clock of its machine."""
+    return int(attempt.split("-")[0], 16) / 1000
 
 
 def _now() -> str:

@@ -87,7 +87,7 @@ def put(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> None:
 
 
 def test_what_is_wanted_is_submitted_once_and_again_after_runs_that_left_nothing(
-    deployment: UUID, client: SyncPrefectClient, drop: str, out: str
+    deployment: UUID, client: SyncPrefectClient, drop: str, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = plan(drop, out)
     assert (first["drop"], first["wanted"], len(first["submitted"])) == ("night", 3, 2)
@@ -106,6 +106,18 @@ def test_what_is_wanted_is_submitted_once_and_again_after_runs_that_left_nothing
         assert plan(drop, out)["submitted"] == []
         for run in runs(out):
             put(client, run, Failed())
+
+    asked: list[str] = []
+    real = flows.drops.run_deployment
+    monkeypatch.setattr(
+        flows.drops,
+        "run_deployment",
+        lambda *words, **more: (asked.append(more["idempotency_key"]), real(*words, **more))[1],
+    )
+    assert plan(drop, out)["submitted"] == first["submitted"]
+    assert [key[-2:] for key in asked] == [":2", ":3"] * 2  # not all that came before, one by one
+    for run in runs(out):
+        put(client, run, Failed())
 
     records = WorkLog(ObjectStore(out), DropSettings())
     for fields in (*parameters["items"],):
@@ -128,7 +140,7 @@ def test_a_run_whose_process_is_gone_does_not_keep_its_videos(
     assert plan(drop, out, overrides=lease)["submitted"] == []  # they have just begun
     time.sleep(4.5)
     begun = Item(**first.parameters["items"][0])
-    records.put(records.attempt_key(begun, "0-1", "running"), {})
+    records.put(records.attempt_key(begun, f"{int(time.time() * 1000):013x}-1", "running"), {})
     again = plan(drop, out, overrides=lease)
     assert (again["live"], again["submitted"]) == (1, ["night: c.mp4"])  # the first run still works: b waits its turn
     time.sleep(4.5)
@@ -238,3 +250,9 @@ def test_plans_that_fell_due_together_cost_one_look_and_none_waits_for_a_run_tha
         states.append(run_flow(watch_drop, run, run.parameters, return_type="state"))
     assert [state.name for state in states] == ["Completed", "Answered", "Completed"]
     assert under_way(out) == [["a", "b"], ["c"]]
+    planned, answered = (client.read_flow_run(run.id).start_time for run in (first, second))
+    assert planned is not None
+    assert answered is not None
+    since = (datetime.now(UTC) - (planned + (answered - planned) / 2)).total_seconds()
+    late = due(since)  # after the plan began, before the run that made none
+    assert run_flow(watch_drop, late, late.parameters, return_type="state").name == "Completed"

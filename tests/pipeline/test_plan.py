@@ -387,6 +387,19 @@ def test_files_of_one_size_are_spread_over_batches_and_equal_ones_are_not_parted
     assert next(part for part in parts if "03" in part).count("07") == 1
 
 
+def test_files_of_one_size_are_only_read_as_far_as_there_is_room(
+    drop: Path, out: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        add(drop, f"{number:02d}.mp4", bytes([number]) * 10)
+    opened: list[str] = []
+    store, real = ObjectStore(drop), ObjectStore.open
+    monkeypatch.setattr(ObjectStore, "open", lambda self, key: (opened.append(key), real(self, key))[1])
+    plan = plan_drop(store, out, make(batch_videos=2, max_batches=3), now=time.time() + 1000)
+    assert sorted(opened) == [f"{number:02d}.mp4" for number in range(6)]
+    assert [len(batch.items) for batch in plan.batches] == [2] * 6
+
+
 names_of_files = st.builds(
     lambda folder, stem, suffix: f"{folder}{stem}{suffix}",
     st.sampled_from(["", "x/", "x/y/", "../", ".hidden/"]),

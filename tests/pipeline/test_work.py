@@ -121,6 +121,34 @@ def test_what_is_not_the_videos_fault_never_sets_it_aside(work: WorkLog, error: 
     assert standing.counted == 0
 
 
+def test_of_attempts_that_do_not_count_only_the_last_is_kept(work: WorkLog) -> None:
+    """A store that is away for days would leave thousands, and every plan lists them."""
+    try_and_fail(work, VideoError("a video", "noise", "cut it again"))
+    for _ in range(4):
+        try_and_fail(work, UnavailableError("a store", "nothing", "wait"))
+    assert sorted(keys(work)) == ["failed.json", "unavailable.json", "unavailable.json"]
+    assert try_and_fail(work, VideoError("a video", "noise", "cut it again")).number == 2
+
+
+def test_who_may_only_read_goes_by_its_own_clock(work: WorkLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = work.begin(ITEM, "run")
+    assert attempt is not None
+
+    def refuse(error: StorageError) -> Any:
+        def put(key: str, source: object) -> None:
+            raise error
+
+        return put
+
+    with attempt:
+        reader = WorkLog(ObjectStore(work.store.url), work.settings)
+        monkeypatch.setattr(reader.store, "put_atomic", refuse(UnavailableError("a store", "nothing", "wait")))
+        with pytest.raises(UnavailableError):  # it is not that it may not
+            reader.standings()
+        monkeypatch.setattr(reader.store, "put_atomic", refuse(StorageError("a store", "no right to write", "ask")))
+        assert list(reader.standing(ITEM).live) == [attempt.id]
+
+
 def test_an_unforeseen_error_counts_and_is_named(work: WorkLog) -> None:
     try_and_fail(work, RuntimeError("CUDA went away"))
     (found,) = work.attempts("night", ITEM.plan_key)
