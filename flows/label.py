@@ -47,6 +47,7 @@ from usam.weights import load_bank
 
 JITTER = 0.5
 LONGEST_WAIT_SECONDS = 600.0
+REPAIR_FAILED = "repair failed"
 
 Slot = Callable[[], AbstractContextManager[object]]
 
@@ -184,8 +185,8 @@ def label_batch(
         config: a settings file on the worker, or the name of a shipped one.
         overrides: settings over it, dotted or nested; without keys of a store, which a server would keep.
         repairs: video_ids whose labels and review list are derived again first.
-    Returns: the summary, one dict per video; a Failed state without it when a video is in quarantine (the others are
-        done all the same).
+    Returns: the summary, one dict per video; a Failed state without it when a video is in quarantine or its labels
+        could not be repaired (the others are done all the same).
     """
     refuse_secrets(overrides)
     settings = load_settings(config, overrides)
@@ -240,18 +241,25 @@ def _outcome(item: Item, state: State[Row], batch: Batch) -> Row:
     except Exception as error:  # noqa: BLE001 - one video's failure is a line of the summary
         row = line(item.video, "failed", reason(error))
     metrics.VIDEOS.labels(row["status"]).inc()
-    if row["status"] == "quarantined":
+    if item.plan_key in batch.records.set_aside:  # not where it lay in quarantine already
         metrics.QUARANTINED.inc()
         events.tell_quarantined(item, row["error"], batch.out)
     return row
 
 
 def _repair(store: ObjectStore, video_ids: Sequence[str], settings: Settings) -> list[Row]:
-    """Derive again what is committed and lacks its labels; what fails is for the next plan."""
+    """Derive again what is committed and lacks its labels. A store that is away is for the next plan to wait for."""
     rows = []
     for video_id, derived in derive_all(store, video_ids, settings):
-        failed = isinstance(derived, Exception)
-        rows.append(line(video_id, "repair failed" if failed else "repaired", str(derived) if failed else ""))
+        if isinstance(derived, ForgottenError):
+            rows.append(line(video_id, "forgotten", FORGOTTEN))
+        elif isinstance(derived, UnavailableError | DiskSpaceError):
+            rows.append(line(video_id, "unavailable", str(derived)))
+        elif isinstance(derived, MasksieveError):
+            get_run_logger().error("no labels of %s: %s", video_id, derived)
+            rows.append(line(video_id, REPAIR_FAILED, str(derived)))
+        else:
+            rows.append(line(video_id, "repaired", ""))
     return rows
 
 
@@ -261,7 +269,12 @@ def _finish(rows: list[Row], key: str, description: str) -> State[list[Row]]:
     counts = Counter(row["status"] for row in rows)
     message = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "nothing to do"
     if lost := [row["video"] for row in rows if row["status"] == "quarantined"]:
-        return Failed(message=masked(f"{message}; in quarantine: {', '.join(lost)}"))
+        message += f"; in quarantine: {', '.join(lost)}"
+    broken = [f"{row['video'][:12]} ({row['error']})" for row in rows if row["status"] == REPAIR_FAILED]
+    if broken:
+        message += f"; labels missing: {', '.join(broken[:3])}" + (", ..." if broken[3:] else "")
+    if lost or broken:
+        return Failed(message=masked(message))
     return Completed(message=message, data=rows)
 
 

@@ -373,14 +373,22 @@ def _derived(
 
 
 def _earlier_images(store: ObjectStore, commit: Commit, stretches: Sequence[Stretch]) -> dict[str, ReviewImages]:
-    """Pictures that the review list in place names, where they are of the same facts and the same frame."""
+    """Pictures that the review list in place names, where they are of the same facts and the same frame.
+
+    None of a list that is damaged: it is about to be replaced.
+    """
     key = derived_key("review", commit.first_seen, commit.video_id)
     if (_metadata(store, key) or {}).get("facts_sha256") != commit.file("masks").sha256:
         return {}
     wanted = {(stretch.review_id, stretch.representative_frame) for stretch in stretches}
     names = ["review_id", "frame_index", "frame_uri", "overlay_uri"]
-    with store.open(key) as file:
-        rows = pq.read_table(file, columns=names).to_pylist()
+    try:
+        with store.open(key) as file:
+            rows = pq.read_table(file, columns=names).to_pylist()
+    except UnavailableError:
+        raise
+    except StorageError:
+        return {}
     return {
         row["review_id"]: ReviewImages(row["frame_uri"], row["overlay_uri"])
         for row in rows

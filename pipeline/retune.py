@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
+from pathlib import Path
 
 from pipeline.derive import Derived, derive
 from pipeline.errors import MasksieveError
 from pipeline.ledger import Ledger
+from pipeline.scratch import scratch_folder
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
 
@@ -37,9 +39,22 @@ def derive_all(
         drop: leave out the videos that were first seen in another drop.
         threads: so many at a time.
     Yields: as they are done: what was done, or why not. One that fails does not stop the others.
+    Raises: StorageError if there is no scratch folder to be had.
     """
     ledger = Ledger(store)
+    with scratch_folder(settings) as scratch:
+        yield from _derive_all(store, ledger, video_ids, settings, drop, threads, Path(scratch))
 
+
+def _derive_all(
+    store: ObjectStore,
+    ledger: Ledger,
+    video_ids: Iterable[str],
+    settings: Settings,
+    drop: str | None,
+    threads: int,
+    scratch: Path,
+) -> Iterator[tuple[str, Derived | MasksieveError]]:
     def one(video_id: str) -> tuple[str, Derived | MasksieveError | None]:
         try:
             if drop is not None:
@@ -48,7 +63,7 @@ def derive_all(
                     return video_id, None
             return video_id, derive(
                 store, ledger, video_id, settings.policy,
-                row_group_rows=settings.output.row_group_rows, scratch_dir=settings.output.scratch_dir,
+                row_group_rows=settings.output.row_group_rows, scratch_dir=scratch,
             )  # fmt: skip
         except MasksieveError as error:
             log.warning("no new labels of %s: %s", video_id, error)

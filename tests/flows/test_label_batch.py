@@ -126,6 +126,7 @@ def test_a_broken_video_is_tried_three_times_and_set_aside_the_others_are_done(
     assert str(broken) == event["video_uri"]
     again = run(items(drop), out)
     assert again.is_failed()
+    assert sum(event == "video.quarantined" for event, _ in told) == 1  # it lay there already
     assert len(json.loads(record.read_text())["attempts"]) == 3
 
 
@@ -254,7 +255,9 @@ def test_lost_labels_are_derived_again(drop: Path, items: Items, tmp_path: Path)
     state = label_batch(
         [], str(out), repairs=[labels.stem, "0" * 64], overrides={"model.device": "cpu"}, return_state=True
     )
-    assert state.message == "1 repair failed, 1 repaired"
+    assert state.is_failed()
+    assert state.message.startswith("1 repair failed, 1 repaired; labels missing: 000000000000 (")
+    assert "label the video" in state.message
     assert labels.read_bytes() == before
 
 

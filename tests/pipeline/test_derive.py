@@ -322,6 +322,8 @@ def test_labels_that_cannot_be_read_are_derived_again(ledger: Ledger, layer: str
     assert derive(ledger.store, ledger, VIDEO, POLICY).status == "written"
     assert ledger.store.get(key) == whole
     assert derive(ledger.store, ledger, VIDEO, POLICY).counts == done.counts
+    ledger.store.put_atomic(key, whole[:4] + b"\xff" * 400 + whole[404:])  # rows, and not what the file says of them
+    assert derive(ledger.store, ledger, VIDEO, Policy(max_uncertainty=0.05)).status == "written"
 
 
 def test_labels_whose_store_is_away_are_not_taken_for_damaged_ones(

@@ -15,6 +15,7 @@ from pipeline.checksum import file_sha256
 from pipeline.derive import Derived
 from pipeline.errors import StorageError
 from pipeline.retune import committed_videos, derive_all
+from pipeline.scratch import OWNER
 from pipeline.settings import Settings, load_settings
 from pipeline.storage.objects import ObjectStore
 
@@ -85,3 +86,19 @@ def test_who_stops_half_way_starts_no_more(lake: Path, monkeypatch: pytest.Monke
     walk.close()  # type: ignore[attr-defined]
     assert begun == ended
     assert len(begun) <= 3
+
+
+def test_scratch_lies_in_a_folder_that_is_swept_once_its_owner_is_gone(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, derive, seen = tmp_path / "scratch", pipeline.retune.derive, []
+
+    def looking(*given: Any, **more: Any) -> Derived:
+        seen.append((Path(more["scratch_dir"]) / OWNER).is_file())
+        return derive(*given, **more)
+
+    monkeypatch.setattr(pipeline.retune, "derive", looking)
+    settings = load_settings(None, {"output.scratch_dir": str(scratch), "policy.max_uncertainty": 0.0})
+    assert set(retune(lake, settings).values()) == {"written"}
+    assert seen == [True] * 3
+    assert list(scratch.iterdir()) == []
