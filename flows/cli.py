@@ -45,7 +45,7 @@ def drops(
     Leaves alone what is labelled, under way, still being uploaded or in quarantine. A second call goes on from where
     a crash ended the first. [bold]masksieve up[/] does this by itself.
     """
-    from pipeline.plan import plan_drop
+    from pipeline.plan import plan_drop, write_plan
     from pipeline.settings import load_settings, refuse_secrets
     from pipeline.storage.objects import ObjectStore
 
@@ -59,6 +59,8 @@ def drops(
     if not json_:
         _show(plan)
     ended: dict[str, Any] = {}
+    if not dry_run:
+        write_plan(target, plan)
     if not dry_run and plan.batches:
         call = {"drop": drop, "out": out, "drop_name": name, "config": config, "overrides": overrides}
         ended = _do(call, submit)

@@ -63,16 +63,16 @@ class Item:
 
 def plan_key(video: str, entry: Entry, prompts: str | None, prompts_entry: Entry | None, settings_digest: str) -> str:
     """Names a piece of work by what a listing shows of it: another version of the bytes, the prompts or the settings is
-    other work.
+    other work. Where a store names the version, its time says nothing more: a `chmod` changes that too.
 
     Args:
         video, prompts: where they lie.
         entry, prompts_entry: what the listing says of them.
         settings_digest: of all settings, models and heads that change facts.
     """
-    facts = [video, entry.size_bytes, entry.tag, entry.modified]
+    facts = [video, entry.size_bytes, entry.tag or entry.modified]
     if prompts_entry is not None:
-        facts += [prompts, prompts_entry.size_bytes, prompts_entry.tag, prompts_entry.modified]
+        facts += [prompts, prompts_entry.size_bytes, prompts_entry.tag or prompts_entry.modified]
     return hashlib.sha256(json.dumps([*facts, settings_digest]).encode()).hexdigest()
 
 

@@ -11,6 +11,9 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.cli
+from pipeline.settings import DropSettings
+from pipeline.status import output_status
+from pipeline.storage.objects import ObjectStore
 
 
 @pytest.fixture
@@ -91,6 +94,15 @@ def test_nothing_wanted_needs_no_server(
     (tmp_path / "empty").mkdir()
     code, out, _ = call(capsys, str(tmp_path / "empty"), "--out", str(tmp_path / "out"))
     assert (code, out.splitlines()[-1]) == (0, "no videos")
+
+
+def test_a_plan_without_work_is_written_down_for_status(
+    drop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(drop, "a.prompts.json").unlink()
+    code, _, _ = call(capsys, drop, "--out", str(tmp_path / "out"), *READY)
+    (one,) = output_status(ObjectStore(tmp_path / "out"), DropSettings()).drops
+    assert (code, one.needs_prompts, one.waiting) == (0, 2, 0)
 
 
 def test_a_server_that_does_not_answer_is_told(drop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,17 @@ def test_without_prompts_it_waits_or_its_objects_are_found_as_the_settings_say(d
     assert names(plan_later(drop, out, fewer)) == {"wanted": ["a.mp4"]}
 
 
+def test_other_rights_make_no_other_video(drop: Path, out: ObjectStore) -> None:
+    video = add(drop, "a.mp4")
+    finish(plan_later(drop, out), out)
+    before = video.stat().st_ctime_ns
+    time.sleep(0.02)
+    for path in drop.iterdir():
+        path.chmod(0o640)
+    assert video.stat().st_ctime_ns > before
+    assert names(plan_later(drop, out)) == {"done": ["a.mp4"]}
+
+
 def test_a_file_that_still_grows_waits_until_it_has_settled(drop: Path, out: ObjectStore) -> None:
     video = add(drop, "a.mp4", b"half")
     assert names(plan_later(drop, out, seconds=30)) == {"settling": ["a.mp4"]}
