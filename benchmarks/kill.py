@@ -42,6 +42,7 @@ from pipeline.settings import DropSettings, load_settings
 from pipeline.storage.objects import ObjectStore
 from pipeline.work import WorkLog
 
+HERE = Path(__file__).resolve().parent
 STAGES = ("download", "probe", "propagate", "write", "commit", "route")
 TARGETS = ("engine", "worker", "server")
 RANDOM_TARGETS = ("engine", "decoder", "up", "worker", "decoder", "server", "decoder", "up")
@@ -85,7 +86,7 @@ class Installation:
             port = probe.getsockname()[1]
         self._environment = {
             **os.environ, "MASKSIEVE_KILLS": str(self.kills), "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parent / "kill_hook"), "TMPDIR": str(root / "tmp"),
+            "PYTHONPATH": f"{HERE / 'kill_hook'}{os.pathsep}{HERE.parent}", "TMPDIR": str(root / "tmp"),
             "MASKSIEVE_CACHE": str(root / "cache"),
         }  # fmt: skip
         (root / "tmp").mkdir()
