@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -234,16 +233,6 @@ class ObjectStore:
     def patience(self) -> Patience:
         """The budget of an operation on this store."""
         return self._backend.patience()
-
-    def sweep_staged(self, older_than_seconds: float) -> int:
-        """Remove what is staged for so long that its writer must be dead. Returns how many."""
-        old = [one for one in self.staged() if time.time() - one.modified >= older_than_seconds]
-        for one in old:
-            if one.upload is None:
-                self.delete(one.key)
-            else:
-                self.abort(one.key, one.upload)
-        return len(old)
 
     def _probe(self) -> Capabilities:
         folder = f"probes/{uuid.uuid4().hex}/"
