@@ -63,7 +63,7 @@ def drops(
         write_plan(target, plan)
     if not dry_run and plan.batches:
         call = {"drop": drop, "out": out, "drop_name": name, "config": config, "overrides": overrides}
-        ended = _do(call, submit)
+        ended = _do(call, submit, plan)
     if json_:
         typer.echo(json.dumps(plan.as_json() | ended, indent=1))
     elif ended.get("submitted") or ended.get("waiting"):
@@ -92,7 +92,7 @@ def _show(plan: Plan) -> None:
         console.print("no videos")
 
 
-def _do(call: dict[str, Any], submit: bool | None) -> dict[str, Any]:
+def _do(call: dict[str, Any], submit: bool | None, plan: Plan) -> dict[str, Any]:
     """Run the flow: on the server that this shell is set up for, or without one."""
     from prefect.settings import (
         PREFECT_API_URL,
@@ -110,18 +110,20 @@ def _do(call: dict[str, Any], submit: bool | None) -> dict[str, Any]:
 
         if not Api(api.rstrip("/")).healthy():
             raise ServerError(f"a Prefect server at {api}", "no answer", "see that it runs, or work here with --here")
-        from flows.drops import watch_drop
+        from flows.drops import already, watch_drop
 
-        return _outcome(watch_drop(**call, return_state=True))
+        with already(plan):
+            return _outcome(watch_drop(**call, return_state=True))
     notices().print("working here; Prefect takes some seconds to start a temporary server for itself", soft_wrap=True)
     alone = {
         PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
     }  # fmt: skip
     with temporary_settings(alone):
-        from flows.drops import watch_drop
+        from flows.drops import already, watch_drop
 
-        return _outcome(watch_drop(**call, submit=False, return_state=True))
+        with already(plan):
+            return _outcome(watch_drop(**call, submit=False, return_state=True))
 
 
 def _outcome(state: Any) -> dict[str, Any]:

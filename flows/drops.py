@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +56,7 @@ LONGEST_PAUSE_SECONDS = 900.0
 """Between two tries at a video in one run lie no more, whatever the settings say."""
 REPAIR_SECONDS = 60.0
 """Repairs give no signs of life; a run that makes some has so long for each."""
+_MADE: ContextVar[Plan | None] = ContextVar("made", default=None)
 UNDER_WAY = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -88,7 +91,7 @@ def watch_drop(
         return Completed(name=ANSWERED, message=f"by {name}")
     settings = load_settings(config, overrides)
     source, target = ObjectStore(drop, settings.storage), ObjectStore(out, settings.storage)
-    plan = plan_drop(source, target, settings, name=drop_name)
+    plan = _MADE.get() or plan_drop(source, target, settings, name=drop_name)
     log.info("%s: %s", plan.drop, ", ".join(f"{count} {name}" for name, count in plan.counts.items() if count))
     summary = {"drop": plan.drop, **plan.counts, "submitted": [], "here": 0, "waiting": 0}
     if not dry_run:
@@ -106,6 +109,16 @@ def watch_drop(
     if failed := summary.pop("failed", 0):
         return Failed(name=SOME_FAILED, message=f"{failed} of {summary['here']} batches have videos that failed")
     return summary
+
+
+@contextmanager
+def already(plan: Plan) -> Iterator[None]:
+    """Runs of `watch_drop` in this block take this plan, which was made a moment ago, for theirs."""
+    token = _MADE.set(plan)
+    try:
+        yield
+    finally:
+        _MADE.reset(token)
 
 
 def _answered_by() -> str | None:

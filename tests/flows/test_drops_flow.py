@@ -21,7 +21,8 @@ import flows.drops
 import flows.label
 from flows.drops import label_runs, watch_drop
 from pipeline.errors import SettingsError
-from pipeline.settings import DropSettings
+from pipeline.plan import plan_drop
+from pipeline.settings import DropSettings, load_settings
 from pipeline.storage.objects import ObjectStore
 from pipeline.work import Item, WorkLog
 
@@ -126,6 +127,19 @@ def test_what_is_wanted_is_submitted_once_and_again_after_runs_that_left_nothing
     last = plan(drop, out)
     assert (last["done"], last["submitted"]) == (2, ["night: c.mp4"])
     assert under_way(out) == [["c"]]
+
+
+def test_a_plan_that_was_just_made_is_not_made_again(
+    deployment: UUID, drop: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan_drop(ObjectStore(drop), ObjectStore(out), load_settings(None, SETTINGS))
+
+    def never(*words: Any, **more: Any) -> Any:
+        raise AssertionError("one look at the drop is enough")
+
+    monkeypatch.setattr(flows.drops, "plan_drop", never)
+    with flows.drops.already(made):
+        assert plan(drop, out)["submitted"] == ["night: a.mp4 and 1 more", "night: c.mp4"]
 
 
 def test_a_run_whose_process_is_gone_does_not_keep_its_videos(
