@@ -394,3 +394,18 @@ def test_a_damaged_commit_that_names_nobody_is_said(lake: Path, settings: Settin
     with pytest.raises(VideoError, match="a damaged one"):
         forget_it(store, settings, video_id)
     assert forget_it(store, settings, str(night / "night" / TWICE[0])).subject.uris
+
+
+def test_what_it_writes_meanwhile_lies_where_the_scratch_of_killed_runs_is_swept(
+    store: ObjectStore, settings: Settings, video_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def remove(*given: Any, scratch_dir: Path) -> int:
+        seen.append(scratch_dir)
+        assert (scratch_dir / ".masksieve-owner").exists()
+        return 0
+
+    monkeypatch.setattr("pipeline.forget.remove_video", remove)
+    forget_it(store, settings, video_id)
+    assert {path.parent for path in seen} == {settings.output.scratch_dir}

@@ -30,6 +30,7 @@ from pipeline.snapshot import write
 from pipeline.snapshot.dataset import SnapshotDataset
 from pipeline.snapshot.frames import scaled_mask
 from pipeline.snapshot.manifest import Manifest, split_of
+from pipeline.snapshot.sources import find_candidates
 from pipeline.snapshot.write import SnapshotOptions, write_snapshot
 from pipeline.source import video_sha256
 from pipeline.storage.objects import ObjectStore
@@ -382,3 +383,13 @@ def test_the_card_counts_what_is_there(made: tuple[Path, Manifest]) -> None:
     assert "uncertified" in page
     assert "&lt;i&gt;square&lt;/i&gt;" in page  # what people wrote is text, not HTML
     assert "<i>square" not in page
+
+
+def test_candidates_cost_one_listing_of_commits(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = ObjectStore(out), []
+    listed = ObjectStore.list
+    monkeypatch.setattr(ObjectStore, "list", lambda self, prefix="": asked.append(prefix) or listed(self, prefix))
+    candidates, left_out = find_candidates(store, Ledger(store), ())
+    assert candidates
+    assert not left_out
+    assert sorted(asked) == ["commits/", "labels/"]
