@@ -26,7 +26,7 @@ from pipeline.errors import DiskSpaceError, ForgottenError, MasksieveError, Stor
 from pipeline.report import VideoReport
 from pipeline.settings import DropSettings
 from pipeline.storage.download import Entry
-from pipeline.storage.manifest import partition
+from pipeline.storage.manifest import FULL, partition
 from pipeline.storage.objects import ObjectStore
 from pipeline.storage.secrets import masked
 
@@ -347,7 +347,8 @@ class Attempt:
             self.records.forget(self.item)
             return
         state: State = "failed"
-        if isinstance(error, UnavailableError | DiskSpaceError):
+        full = isinstance(error, OSError) and error.errno in FULL  # wherever it was written
+        if full or isinstance(error, UnavailableError | DiskSpaceError):
             state = "unavailable"
         elif error is None or not isinstance(error, Exception):
             state = "cancelled"

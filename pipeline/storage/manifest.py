@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from pipeline.storage.objects import ObjectStore
 ROW_GROUP_ROWS = 32_768
 ZSTD_LEVEL = 3
 DICTIONARY_COLUMNS = frozenset((*LOW_CARDINALITY, "decision", "suggested_action", "policy_id", "review_id"))
+FULL = (errno.ENOSPC, errno.EDQUOT)
 VIDEO_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -94,17 +96,22 @@ class ParquetFile:
         self._waiting_rows = 0
         if scratch_dir is not None:
             scratch_dir.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix="masksieve-", suffix=".parquet", dir=scratch_dir)
-        os.close(descriptor)
-        self.path = Path(name)
-        self._writer = pq.ParquetWriter(
-            self.path,
-            self.schema,
-            compression="zstd",
-            compression_level=ZSTD_LEVEL,
-            use_dictionary=_dictionary_paths(schema),
-            write_page_index=True,
-        )
+        with _room_at(scratch_dir or Path(tempfile.gettempdir())):
+            descriptor, name = tempfile.mkstemp(prefix="masksieve-", suffix=".parquet", dir=scratch_dir)
+            os.close(descriptor)
+            self.path = Path(name)
+            try:
+                self._writer = pq.ParquetWriter(
+                    self.path,
+                    self.schema,
+                    compression="zstd",
+                    compression_level=ZSTD_LEVEL,
+                    use_dictionary=_dictionary_paths(schema),
+                    write_page_index=True,
+                )
+            except BaseException:
+                self.path.unlink(missing_ok=True)
+                raise
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows. Raises DiskSpaceError if the scratch disk is full."""
@@ -119,9 +126,10 @@ class ParquetFile:
         self.rows += batch.num_rows
 
     def finish(self) -> None:
-        """Write what is waiting and the footer."""
+        """Write what is waiting and the footer. Raises DiskSpaceError if the scratch disk is full."""
         self._flush()
-        self._writer.close()
+        with _room_at(self.path.parent):
+            self._writer.close()
 
     def publish(self, store: ObjectStore, layer: str, key: str) -> FileRecord:
         """Finish the file and put it in the store, replacing what was there."""
@@ -139,13 +147,8 @@ class ParquetFile:
         if not self._waiting:
             return
         table = pa.Table.from_batches(self._waiting).combine_chunks().cast(self.schema)  # chunks would shape the pages
-        try:
+        with _room_at(self.path.parent):
             self._writer.write_table(table, row_group_size=self.row_group_rows)
-        except OSError as error:
-            if error.errno == errno.ENOSPC or "No space left" in str(error):
-                got = f"a full disk at {self.path.parent}"
-                raise DiskSpaceError("room for the rows", got, "free space or set another scratch_dir") from error
-            raise
         self._waiting, self._waiting_rows = [], 0
 
     def __enter__(self) -> ParquetFile:
@@ -153,9 +156,22 @@ class ParquetFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
-            self._writer.close()
+            with _room_at(self.path.parent):
+                self._writer.close()
         finally:
             self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _room_at(folder: Path) -> Iterator[None]:
+    """A full disk as the error that says so; pyarrow gives it without a number at times."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL or "No space left" in str(error):
+            got = f"a full disk at {folder}"
+            raise DiskSpaceError("room for the rows", got, "free space or set another scratch_dir") from error
+        raise
 
 
 def write_facts(

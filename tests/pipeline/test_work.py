@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -108,6 +109,8 @@ def test_the_third_failure_sets_it_aside_with_every_reason(work: WorkLog) -> Non
     [
         (UnavailableError("a store", "nothing", "wait"), "unavailable"),
         (DiskSpaceError("room", "none", "free some"), "unavailable"),
+        (OSError(errno.ENOSPC, "No space left on device"), "unavailable"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "unavailable"),
         (KeyboardInterrupt(), "cancelled"),
         (SystemExit(143), "cancelled"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from pycocotools import mask as coco
 
 from pipeline import rle
-from pipeline.errors import StorageError
+from pipeline.errors import DiskSpaceError, StorageError
 from pipeline.records import MASKS, SCHEMA_VERSION, read_metadata
 from pipeline.storage.manifest import FileRecord, derived_key, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
@@ -120,3 +122,20 @@ def test_keys() -> None:
         derived_key("labels", "d", "../x")
     with pytest.raises(StorageError, match="name of the drop"):
         derived_key("labels", "", VIDEO)
+
+
+@pytest.mark.parametrize("when", ["made", "opened", "closed"])
+def test_a_scratch_disk_that_is_full_is_said_whenever_it_is_noticed(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    where = {"made": (tempfile, "mkstemp"), "opened": (pq, "ParquetWriter"), "closed": (pq.ParquetWriter, "close")}
+    monkeypatch.setattr(*where[when], full)
+    with pytest.raises(DiskSpaceError, match=r"full disk at .*scratch"):
+        write_facts(ObjectStore(out), "masks", "masks/x.parquet", [rows(5)], MASKS, {}, scratch_dir=scratch)
+    assert list(scratch.iterdir()) == []
+    assert not out.exists()
