@@ -19,6 +19,7 @@ from pipeline.storage.download import CHUNK_BYTES, READINGS, Entry, ObjectFacts,
 from pipeline.storage.ranged import READ_AHEAD_BYTES, ranged
 from pipeline.storage.retry import BrokenConnection, DamagedUpload, Misread, Patience, passing, reason
 from pipeline.storage.s3_answers import content_md5, md5_hex, md5_of, not_implemented, refused_by_condition, sha256_of
+from pipeline.storage.s3_client import client_of
 from pipeline.storage.s3_parts import abort, put_in_parts, uploads
 from pipeline.storage.secrets import blot_out, checked_url, remember
 
@@ -42,8 +43,6 @@ class S3Backend:
     """
 
     def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
-        import s3fs
-
         self.bucket, self.prefix, self._settings = bucket, prefix, settings
         client = {"endpoint_url": settings.endpoint_url, "region_name": settings.region}
         endpoint = client["endpoint_url"] or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -56,20 +55,11 @@ class S3Backend:
         }
         remember(secrets.values())
         blot_out("botocore.auth", "botocore.endpoint")
-        self.fs = s3fs.S3FileSystem(
-            **{name: value.get_secret_value() for name, value in secrets.items() if value is not None},
-            client_kwargs={name: value for name, value in client.items() if value is not None},
-            # Checksums in trailers are new; servers that are not AWS often refuse them.
-            config_kwargs={
-                "connect_timeout": min(CONNECT_SECONDS, settings.stall_seconds),
-                "retries": {"total_max_attempts": 1},
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            },
-            use_listings_cache=False,
-            skip_instance_cache=True,
+        self.fs = client_of(
+            {name: value.get_secret_value() for name, value in secrets.items() if value is not None},
+            {name: value for name, value in client.items() if value is not None},
+            min(CONNECT_SECONDS, settings.stall_seconds),
         )
-        self.fs.retries = 1
         self._connected = False
 
     def patience(self) -> Patience:
