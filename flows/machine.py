@@ -222,7 +222,7 @@ def worker(
         sys.executable, "-P", "-m", "prefect", "worker", "start", "--type", "process", "--pool", pool, "--name", name,
         "--limit", str(limit), "--install-policy", "never",
     ]  # fmt: skip
-    return Child(name, command, mine, log_file)
+    return Child(name, command, mine, log_file, runs_others=True)
 
 
 def threads_each(workers: int) -> int:

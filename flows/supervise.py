@@ -35,6 +35,7 @@ class Child:
         command: executable and arguments.
         environment: all of it.
         log: where its output goes, appended.
+        runs_others: it starts runs, and would end them hard if it was asked to end before they have.
         restarts: how often it was started again.
     """
 
@@ -42,6 +43,7 @@ class Child:
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    runs_others: bool = False
     restarts: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _started: float = 0.0
@@ -109,15 +111,23 @@ class Supervisor:
             _bury(pid)
 
     def stop(self, grace_seconds: float = 30.0) -> None:
-        """End everything: workers and their runs get SIGTERM, and SIGKILL after the grace; then those in `last`.
+        """End everything: runs get SIGTERM, then their workers, then those in `last`; SIGKILL after the grace.
 
-        Args: grace_seconds: for each of the two groups.
+        A worker stands still meanwhile: it would begin another run, and end the one that puts its work down.
+
+        Args: grace_seconds: for each of the three groups.
         """
         last = self.last
-        first = [child.pid for child in self.children if child not in last and child.pid is not None]
-        runs = [pid for parent in first for pid in _children(parent)]
-        _signal(first, signal.SIGTERM)  # take on nothing new
-        _signal([*runs, *self._adopted()], signal.SIGTERM)  # a run's own helpers are left to the run
+        workers = [child.pid for child in self.children if child.runs_others and child.pid is not None]
+        _signal(workers, signal.SIGSTOP)
+        runs = [pid for parent in workers for pid in _children(parent)] + self._adopted()
+        _signal(runs, signal.SIGTERM)  # a run's own helpers are left to the run
+        self._wait_for(
+            lambda: [pid for pid in runs if _runs(pid)], grace_seconds,
+            kill=lambda: [one for pid in runs for one in (pid, *_descendants(pid))],
+        )  # fmt: skip
+        _signal([child.pid for child in self.children if child not in last and child.pid is not None], signal.SIGTERM)
+        _signal(workers, signal.SIGCONT)
         self._wait_for(lambda: self._alive(last), grace_seconds, kill=lambda: self._tree(last))
         _signal([child.pid for child in last if child.pid is not None], signal.SIGTERM)
         self._wait_for(lambda: self._alive(()), grace_seconds, kill=lambda: self._tree(()))
@@ -187,6 +197,14 @@ def _children(pid: int) -> list[int]:
 
 def _descendants(pid: int) -> list[int]:
     return [one for child in _children(pid) for one in (child, *_descendants(child))]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:
