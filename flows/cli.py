@@ -69,7 +69,7 @@ def drops(
     elif ended.get("submitted") or ended.get("waiting"):
         results().print(f"submitted {len(ended['submitted'])} batches, {ended['waiting']} wait for room")
     if ended.get("failed"):
-        complain(f"{ended['failed']}; see `masksieve status --out {out}`")
+        complain(f"{ended['failed']}; see `masksieve status {out}`")
         raise typer.Exit(FAILED)
 
 
@@ -97,6 +97,7 @@ def _do(call: dict[str, Any], submit: bool | None, plan: Plan) -> dict[str, Any]
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+        PREFECT_SERVER_ANALYTICS_ENABLED,
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
         temporary_settings,
     )
@@ -116,7 +117,7 @@ def _do(call: dict[str, Any], submit: bool | None, plan: Plan) -> dict[str, Any]
             return _outcome(watch_drop(**call, return_state=True))
     notices().print("working here; Prefect takes some seconds to start a temporary server for itself", soft_wrap=True)
     alone = {
-        PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
+        PREFECT_API_URL: None, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True, PREFECT_SERVER_ANALYTICS_ENABLED: False,
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
     }  # fmt: skip
     with temporary_settings(alone):

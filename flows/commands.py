@@ -89,7 +89,7 @@ def up(
         raise typer.Exit(INTERRUPTED if once else 0) from None
     results().print(_sentence(standing))
     if standing.aside:
-        results().print(f"what waits for people, and why: masksieve status --out {out}", soft_wrap=True)
+        results().print(f"what waits for people, and why: masksieve status {out}", soft_wrap=True)
         raise typer.Exit(FAILED)
 
 
@@ -206,9 +206,12 @@ def _sentence(standing: Standing) -> str:
     return " · ".join(parts) or "no videos yet"
 
 
-def _one_schedule(cron: object, every: float | None) -> None:
+def _one_schedule(cron: str | list[str] | None, every: float | None) -> None:
     if cron and every is not None:
         raise CallError("--cron or --every", "both", "leave one out")
+    for one in [cron] if isinstance(cron, str) else cron or []:
+        if len(one.split()) != 5:  # a server says what else is wrong with it
+            raise CallError("five fields as --cron", repr(one), "write for example --cron '*/10 * * * *'")
 
 
 def _word(option: str, value: str) -> str:

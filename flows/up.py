@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
 LOOK_SECONDS = 5.0
 """How often the drop is looked at; less often where a look takes long."""
+LONGEST_LOOK_SECONDS = 300.0
 IDLE_PLANS = 5
 """So many plans in a row that changed nothing while nothing ran: it will not get better."""
 
@@ -189,8 +190,9 @@ def _watch(
                 counts = plan_drop(drop, out, settings).counts
             except (MasksieveError, OSError) as error:  # a folder that is away for a moment, for one
                 trouble = " ".join(str(error).split())
-            took = time.monotonic() - began
-            look_at = time.monotonic() + max(1.0 if machine.once else LOOK_SECONDS, 20 * took)
+            took = 0.0 if trouble else time.monotonic() - began  # an answer that never came says nothing of the drop
+            pause = max(1.0 if machine.once else LOOK_SECONDS, 20 * took)
+            look_at = time.monotonic() + min(pause, LONGEST_LOOK_SECONDS)
             standing = Standing(counts, runs, sum(child.restarts for child in supervisor.children), trouble)
             show(standing)
             if machine.once and trouble is None:

@@ -33,7 +33,7 @@ from pipeline.review_images import write_review_images
 from pipeline.score import score_head
 from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
-from pipeline.source import LocalVideo, find_prompts, local_video, source_exists, split_url
+from pipeline.source import LocalVideo, find_prompts, local_video, source_exists, split_url, told_by_address
 from pipeline.stages import Job, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
@@ -119,6 +119,7 @@ def label_video(
         scratch = Path(stack.enter_context(scratch_folder(settings)))
         report(Progress("download", 0, 0))
         local = stack.enter_context(source or local_video(video, settings.storage, scratch))
+        stack.enter_context(told_by_address(local))
         ledger.refuse_forgotten(local.video_id)
         report(Progress("probe", 0, 0))
         info = probe_video(local.path, settings.decode)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.checksum import file_sha256
-from pipeline.errors import PromptError, StorageError, UnavailableError, VideoError
+from pipeline.errors import MasksieveError, PromptError, StorageError, UnavailableError, VideoError
 from pipeline.names import local_path
 from pipeline.prompts import PromptSet, load_prompts, parse_prompts
 from pipeline.scratch import RESERVE_BYTES
@@ -29,6 +29,17 @@ class LocalVideo:
     path: Path
     video_id: str
     uri: str
+
+
+@contextmanager
+def told_by_address(local: LocalVideo) -> Iterator[None]:
+    """Errors of the block name the video by where it came from, not by the download that ends with the run."""
+    try:
+        yield
+    except MasksieveError as error:
+        if "://" in local.uri:
+            error.rename(str(local.path), local.uri)
+        raise
 
 
 def split_url(url: str) -> tuple[str, str]:

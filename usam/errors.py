@@ -18,6 +18,11 @@ class MasksieveError(Exception):
         super().__init__(f"expected {expected}, got {got}; {next_step}")
         self.expected, self.got, self.next_step = expected, got, next_step
 
+    def rename(self, name: str, told: str) -> None:
+        """Say `told` wherever the message has `name`, such as a video's address for the file that it lies in."""
+        parts = (part.replace(name, told) for part in (self.expected, self.got, self.next_step))
+        MasksieveError.__init__(self, *parts)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the three parts when an error crosses a process boundary."""
         return type(self), (self.expected, self.got, self.next_step)

@@ -103,6 +103,27 @@ def test_the_server_ends_after_those_that_report_to_it(tmp_path: Path) -> None:
     assert order.read_text() == "worker server "
 
 
+def test_a_run_puts_its_work_down_before_its_worker_may_end_it(tmp_path: Path) -> None:
+    run = (
+        "import pathlib, signal, sys, time; "
+        f"put_down = lambda *_: (time.sleep(0.5), pathlib.Path({str(tmp_path / 'put-down')!r}).touch(), sys.exit()); "
+        "signal.signal(signal.SIGTERM, put_down); " + _writes_its_pid(tmp_path, "time.sleep(1000)")
+    )
+    worker = (
+        "import signal, subprocess, sys, time; "
+        f"run = subprocess.Popen([sys.executable, '-c', {run!r}], start_new_session=True); "
+        "signal.signal(signal.SIGTERM, lambda *_: (run.kill(), sys.exit())); time.sleep(1000)"
+    )
+    supervisor = Supervisor()
+    child = _child(tmp_path, worker)
+    child.runs_others = True
+    supervisor.start(child)
+    _until(lambda: _pids(tmp_path))
+    supervisor.stop(grace_seconds=10)
+    assert (tmp_path / "put-down").exists()
+    assert child.pid is None
+
+
 def test_children_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import pathlib, sys, time

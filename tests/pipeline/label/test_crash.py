@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.label import label_video
 from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel
 from pipeline.settings import load_settings
+from pipeline.source import LocalVideo
 from pipeline.storage.objects import ObjectStore
 
 from .conftest import FRAMES, read_rows, run_label
@@ -210,3 +212,16 @@ def test_damaged_facts_are_made_again_by_the_next_run(
     again = run_label(drop, tmp_path, nano, keep_first=True)
     assert (again.status, again.generation, again.rows) == ("labelled", 2, first.rows)
     assert run_label(drop, tmp_path, nano).status == "unchanged"
+
+
+def test_a_bucket_video_is_told_by_its_address_and_not_by_its_download(
+    drop: Path, nano: LoadedModel, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "scratch" / "source.mp4"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"no video")
+    local = LocalVideo(damaged, "0" * 64, "s3://bucket/night/a.mp4")
+    prompts = next(drop.glob("*.prompts.json"))
+    with pytest.raises(VideoError, match="s3://bucket/night/a[.]mp4") as error:
+        label_video(local.uri, prompts, str(tmp_path / "out"), load_settings(), model=nano, source=nullcontext(local))
+    assert str(damaged) not in str(error.value)
