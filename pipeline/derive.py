@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.checksum import file_sha256
 from pipeline.errors import ForgottenError, StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
+from pipeline.local_facts import local_facts
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
 from pipeline.route import Policy, decide
 from pipeline.storage.manifest import ROW_GROUP_ROWS, ParquetFile, derived_key
@@ -37,10 +36,6 @@ COUNTS = (
     "rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches", "objects",
 )  # fmt: skip
 HEAVY_COLUMNS = ("rle", "bbox_xyxy", "video_uri")
-
-
-class DamagedFacts(StorageError):
-    """Facts that are missing or are not the bytes that their commit names."""
 
 
 class ReviewImages(NamedTuple):
@@ -78,6 +73,7 @@ class Derived:
     Args:
         status: written; unchanged (this generation and policy were there); fenced (a newer generation is committed).
         counts: by `COUNTS`: rows by decision and by visibility, given and audited ones, stretches, objects.
+        pictured: whether somebody who had the video made the pictures of the review list.
     """
 
     status: Literal["written", "unchanged", "fenced"]
@@ -86,6 +82,7 @@ class Derived:
     counts: Mapping[str, int]
     labels_uri: str
     review_uri: str
+    pictured: bool
 
 
 Images = Callable[[Sequence[Stretch]], Mapping[str, ReviewImages]]
@@ -104,7 +101,7 @@ def derive(
     """Write `labels/` and `review/` of a video from its highest generation.
 
     Args:    images: called with the stretches; gives pictures by review_id. None keeps those that an earlier
-                 derivation of the same generation named.
+                 derivation of the same generation named. Where that had none to give, they are made now.
     Returns: what was done; doing it again changes nothing.
     Raises:  StorageError if the video was never committed, its facts are damaged or a later release wrote them;
              ForgottenError if it was forgotten meanwhile (nothing is left).
@@ -115,7 +112,8 @@ def derive(
         if commit is None:
             raise StorageError(f"a committed generation of {video_id}", "none", "label the video first")
         done = _present(store, commit)
-        if done is not None and (done.policy_id == policy.policy_id or repairing):
+        wanting = done is not None and images is not None and not done.pictured
+        if done is not None and not wanting and (done.policy_id == policy.policy_id or repairing):
             return done
         with prepared(store, commit, policy, images, row_group_rows, scratch_dir) as plan:
             derived = plan.publish(ledger)
@@ -143,8 +141,10 @@ def _take_back_forgotten(store: ObjectStore, ledger: Ledger, commit: Commit) -> 
 class Plan:
     """A derivation that is computed and not yet published. Made by `prepared`."""
 
-    def __init__(self, store: ObjectStore, commit: Commit, policy: Policy, counts: Mapping[str, int]) -> None:
-        self.store, self.commit, self.policy, self.counts = store, commit, policy, counts
+    def __init__(
+        self, store: ObjectStore, commit: Commit, policy: Policy, counts: Mapping[str, int], pictured: bool
+    ) -> None:
+        self.store, self.commit, self.policy, self.counts, self.pictured = store, commit, policy, counts, pictured
         self.files: dict[str, ParquetFile] = {}
 
     def publish(self, ledger: Ledger) -> Derived:
@@ -167,7 +167,7 @@ class Plan:
         raise StorageError(f"to replace {self.store.uri(key)}", "a rival each time", "derive again later")
 
     def _derived(self, status: Literal["written", "fenced"]) -> Derived:
-        return _derived(self.store, self.commit, status, self.policy.policy_id, self.counts)
+        return _derived(self.store, self.commit, status, self.policy.policy_id, self.counts, self.pictured)
 
 
 @contextmanager
@@ -184,7 +184,8 @@ def prepared(
         facts = pq.ParquetFile(stack.enter_context(local_facts(store, commit, scratch_dir)))
         stretches, counts = _survey(facts, policy, commit.video_id)
         pictures = images(stretches) if images else _earlier_images(store, commit, stretches)
-        plan = Plan(store, commit, policy, counts)
+        pictured = images is not None or _pictured(store, commit)
+        plan = Plan(store, commit, policy, counts, pictured)
         metadata = {
             **read_metadata(facts.schema_arrow),
             "schema_version": SCHEMA_VERSION,
@@ -194,6 +195,7 @@ def prepared(
             "policy_id": policy.policy_id,
             "certified": policy.certified,
             "counts": counts,
+            "pictured": pictured,
         }
         for layer, schema in (("labels", LABELS), ("review", REVIEW)):
             file = ParquetFile(schema, metadata, row_group_rows=row_group_rows, scratch_dir=scratch_dir)
@@ -299,38 +301,6 @@ class _Finder:
         return pa.RecordBatch.from_arrays([*labels.columns, *added], schema=REVIEW)
 
 
-@contextmanager
-def local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> Iterator[Path]:
-    """The masks of a commit as a local file, checked against the commit's checksum. Raises DamagedFacts."""
-    record, step = commit.file("masks"), f"restore the file, or label {commit.video_uri} again"
-    with ExitStack() as stack:
-        path = store.path(record.key)
-        if path is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="masksieve-facts-", dir=scratch_dir))
-            path = Path(folder) / "masks.parquet"
-            if not store.exists(record.key):
-                raise DamagedFacts(f"facts at {store.uri(record.key)}", "nothing there", step)
-            digest = store.get_file(record.key, path)
-        else:
-            if not path.is_file():
-                raise DamagedFacts(f"facts at {path}", "no file", step)
-            digest = file_sha256(path)
-        if digest != record.sha256:
-            got = f"{digest[:12]} at {store.uri(record.key)}"
-            raise DamagedFacts(f"facts with SHA-256 {record.sha256[:12]}", got, step)
-        yield path
-
-
-def whole_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> bool:
-    """Whether the masks of a commit are what it says. Raises StorageError if the store cannot tell."""
-    try:
-        with local_facts(store, commit, scratch_dir):
-            return True
-    except DamagedFacts as error:
-        logger.warning("%s", error)
-        return False
-
-
 def _metadata(store: ObjectStore, key: str) -> dict[str, Any] | None:
     """What a derived file says of itself; None for one that is missing or damaged, which deriving again mends."""
     try:
@@ -356,7 +326,8 @@ def _present(store: ObjectStore, commit: Commit) -> Derived | None:
         return None
     if labels.get("generation") != commit.generation:
         return None
-    return _derived(store, commit, "unchanged", str(labels["policy_id"]), labels["counts"])
+    pictured = bool(review.get("pictured", True))
+    return _derived(store, commit, "unchanged", str(labels["policy_id"]), labels["counts"], pictured)
 
 
 def _derived(
@@ -365,11 +336,19 @@ def _derived(
     status: Literal["written", "unchanged", "fenced"],
     policy_id: str,
     counts: Mapping[str, int],
+    pictured: bool,
 ) -> Derived:
     labels, review = (
         store.uri(derived_key(layer, commit.first_seen, commit.video_id)) for layer in ("labels", "review")
     )
-    return Derived(status, commit.generation, policy_id, counts, labels, review)
+    return Derived(status, commit.generation, policy_id, counts, labels, review, pictured)
+
+
+def _pictured(store: ObjectStore, commit: Commit) -> bool:
+    """Whether the review list in place is of these facts and has its pictures."""
+    metadata = _metadata(store, derived_key("review", commit.first_seen, commit.video_id)) or {}
+    same = metadata.get("facts_sha256") == commit.file("masks").sha256
+    return same and bool(metadata.get("pictured", True))
 
 
 def _earlier_images(store: ObjectStore, commit: Commit, stretches: Sequence[Stretch]) -> dict[str, ReviewImages]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline import temporal
-from pipeline.derive import Derived, ReviewImages, Stretch, derive, whole_facts
+from pipeline.derive import Derived, ReviewImages, Stretch, derive
 from pipeline.discover import automatic_prompts
 from pipeline.drops import drop_name
 from pipeline.encode import RowContext
@@ -24,6 +24,7 @@ from pipeline.errors import ForgottenError, MasksieveError, StorageError
 from pipeline.fact_settings import fact_settings, sampling_settings
 from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
+from pipeline.local_facts import whole_facts
 from pipeline.models import LoadedModel, cache_root, load_model
 from pipeline.names import local_path
 from pipeline.prompts import PromptSet

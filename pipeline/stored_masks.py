@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import rle
-from pipeline.derive import local_facts
 from pipeline.errors import StorageError
+from pipeline.local_facts import local_facts
 from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet, prompt_set
 from pipeline.records import read_metadata
 

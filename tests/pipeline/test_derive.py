@@ -203,6 +203,20 @@ def test_a_new_policy_needs_no_new_facts_and_keeps_the_pictures(local: Ledger) -
     assert read(local, "review")["frame_uri"].to_pylist() == [None, "f2.jpg", None, "f5.jpg"]
 
 
+def test_pictures_that_a_repair_could_not_make_are_made_by_who_has_the_video(local: Ledger) -> None:
+    commit(local, facts(SCORES), "a")
+    assert not derive(local.store, local, VIDEO, POLICY).pictured  # nobody had the video
+
+    def pictures(stretches: Sequence[Stretch]) -> dict[str, ReviewImages]:
+        return {stretch.review_id: ReviewImages("f.jpg", "o.jpg") for stretch in stretches}
+
+    made = derive(local.store, local, VIDEO, POLICY, images=pictures)
+    assert (made.status, made.pictured) == ("written", True)
+    assert derive(local.store, local, VIDEO, POLICY, images=pictures).status == "unchanged"
+    retuned = derive(local.store, local, VIDEO, Policy(max_uncertainty=0.3))
+    assert (retuned.status, retuned.pictured) == ("written", True)
+
+
 def test_audited_rows_are_listed_one_by_one(local: Ledger) -> None:
     commit(local, facts(SCORES), "k1")
     done = derive(local.store, local, VIDEO, Policy(max_uncertainty=0.25, audit_rate=1.0))
