@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -38,22 +39,22 @@ def record(seconds: float, **standing: object) -> dict[str, Standing]:
 @pytest.mark.parametrize(
     ("seconds", "standings", "works"),
     [
-        (5, {}, True),  # loads its model
-        (20, {}, False),  # it never came to anything
-        (999, record(0, live={attempt(900): time.time()}), True),
-        (999, record(11, lapsed=[attempt(900)]), False),  # killed at it
-        (5, record(500, lapsed=[attempt(900)]), True),  # that was another run
-        (999, record(150, states={attempt(900): "failed"}), True),  # waits before the next try
-        (999, record(450, states={attempt(900): "failed"}), False),
-        (999, record(9, done="ab" * 32), True),  # between two videos
-        (999, record(50, done="ab" * 32), False),
-        (20, record(500, states={attempt(900): "failed"}), False),  # that was another run
+        (5, dict, True),  # loads its model
+        (20, dict, False),  # it never came to anything
+        (999, lambda: record(0, live={attempt(900): time.time()}), True),
+        (999, lambda: record(11, lapsed=[attempt(900)]), False),  # killed at it
+        (5, lambda: record(500, lapsed=[attempt(900)]), True),  # that was another run
+        (999, lambda: record(150, states={attempt(900): "failed"}), True),  # waits before the next try
+        (999, lambda: record(450, states={attempt(900): "failed"}), False),
+        (999, lambda: record(9, done="ab" * 32), True),  # between two videos
+        (999, lambda: record(50, done="ab" * 32), False),
+        (20, lambda: record(500, states={attempt(900): "failed"}), False),  # that was another run
     ],
 )
 def test_a_run_is_judged_by_what_its_videos_have_on_record(
-    seconds: float, standings: dict[str, Standing], works: bool
+    seconds: float, standings: Callable[[], dict[str, Standing]], works: bool
 ) -> None:
-    assert is_under_way(run(seconds), standings, SETTINGS) == works
+    assert is_under_way(run(seconds), standings(), SETTINGS) == works
 
 
 def test_a_run_of_repairs_alone_has_time_for_each() -> None:
