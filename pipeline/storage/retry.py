@@ -124,8 +124,8 @@ class Patience:
 
 def passing(error: BaseException) -> bool:
     """Whether a request failed on its way, or the server said that it will do better later."""
-    if isinstance(error, BrokenConnection):
-        return True
+    if isinstance(error, BrokenConnection) or type(error).__name__ == "ClientPayloadError":
+        return True  # aiohttp gives a body that broke off the code 400 of its own making
     status, code = answer(error)
     if code in PASSING_CODES:
         return True

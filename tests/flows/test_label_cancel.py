@@ -63,7 +63,7 @@ def test_nothing_is_left_behind(
     assert bool(children) == (stage == "propagate")
     assert list(scratch.iterdir())
     process.send_signal(number)
-    assert process.wait(30) != 0
+    assert process.wait(90) != 0
     (record,) = out.glob("work/**/*.json")
     assert record.name.endswith(".cancelled.json")
     assert json.loads(record.read_text())["stage"] == stage

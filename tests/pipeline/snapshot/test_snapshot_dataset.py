@@ -101,7 +101,10 @@ def test_ranks_and_workers_together_read_each_frame_once(snapshot: Path) -> None
     read: Counter[tuple[str, int]] = Counter()
     for rank in range(2):
         dataset = SnapshotDataset(str(snapshot), rank=rank, world_size=2, shuffle_frames=3)
-        mine = [key(sample) for sample in DataLoader(dataset, batch_size=None, num_workers=2)]
+        mine = [
+            key(sample)
+            for sample in DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+        ]
         assert 0 < len(mine) < whole.total()
         read.update(mine)
     assert read == whole

@@ -155,7 +155,8 @@ def test_a_bucket_holds_it_too(
         if not key.startswith("manifest"):
             assert store.get(f"snapshots/v1/{key}") == data
     dataset = SnapshotDataset(f"{bucket}/snapshots/v1", storage=storage)
-    assert sum(1 for _ in DataLoader(dataset, batch_size=None, num_workers=2)) == manifest.frames
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    assert sum(1 for _ in loader) == manifest.frames
     removed = remove_video(store, "v1", video_id)
     assert removed > 0
     assert snapshots_with(store, video_id) == []

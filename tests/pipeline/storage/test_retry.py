@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 import pytest
+from aiohttp import ClientPayloadError
+from aiohttp.http_exceptions import ContentLengthError
 
 from pipeline.errors import StorageError
 from pipeline.storage import retry
@@ -101,11 +103,18 @@ def answered(status: int, code: str = "") -> Exception:
     return error
 
 
+def half_a_body() -> Exception:
+    """What aiohttp makes of it: a cause with the status 400, which no server gave."""
+    error = ClientPayloadError("Response payload is not completed")
+    error.__cause__ = ContentLengthError("received 120 of 567 bytes")
+    return error
+
+
 @pytest.mark.parametrize("error", [
     *(answered(status) for status in (500, 502, 503, 504, 408, 429)), answered(400, "RequestTimeout"),
     answered(503, "SlowDown"), answered(400, "BadDigest"), answered(409, "ConditionalRequestConflict"),
     ConnectionResetError(104, "reset"), ConnectionRefusedError(111, "no"), TimeoutError(), EOFError(), OSError("cut"),
-    BrokenConnection("cut"),
+    BrokenConnection("cut"), half_a_body(),
 ])  # fmt: skip
 def test_passing_errors(error: Exception) -> None:
     assert passing(error)
