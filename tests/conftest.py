@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -27,6 +28,16 @@ def own_model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests away from the user's checkpoints: an empty cache for each test."""
     monkeypatch.setenv("MASKSIEVE_CACHE", str(tmp_path / "masksieve-cache"))
     monkeypatch.delenv("MASKSIEVE_MIRROR", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Generator[None]:
+    """A command of the command line that a test calls logs to that test's stderr, not to what comes after it."""
+    yield
+    for name in ("pipeline", "usam"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
