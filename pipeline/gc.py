@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, UnavailableError
-from pipeline.ledger import Commit, Ledger, commit_key, forgotten_key
+from pipeline.ledger import Commit, Ledger, commit_key, commit_of, forgotten_key
 from pipeline.records import read_metadata
 from pipeline.settings import DropSettings
 from pipeline.snapshot.manifest import MANIFEST, PART_KEY, read_manifest
@@ -36,7 +36,6 @@ _VIDEO = r"(?P<video>[0-9a-f]{64})"
 _FACTS = re.compile(rf"(?:masks|candidates|tokens)/drop=[^/]+/{_VIDEO}-[^/]+\.parquet")
 _DERIVED = re.compile(rf"(?P<layer>labels|review)/drop=[^/]+/{_VIDEO}\.parquet")
 _PICTURE = re.compile(rf"review_images/{_VIDEO}/(?P<generation>\d{{6,}})/[^/]+")
-_COMMIT = re.compile(rf"commits/{_VIDEO}/(?P<generation>\d{{6,}})\.json")
 _SNAPSHOT = re.compile(r"(?P<folder>snapshots/[^/]+/)(?P<name>.+)")
 
 
@@ -301,11 +300,11 @@ class Sweep:
         self.ledger.newest_generations()  # writes the JSON of what only SQL knows
         generations: dict[str, list[int]] = defaultdict(list)
         for key in self.store.list("commits/"):
-            match = _COMMIT.fullmatch(key)
-            if match is None:
+            named = commit_of(key)
+            if named is None:
                 raise StorageError("nothing but commits under commits/", self.store.uri(key), "move it elsewhere")
-            if match["video"] not in forgotten:
-                generations[match["video"]].append(int(match["generation"]))
+            if named[0] not in forgotten:
+                generations[named[0]].append(named[1])
         with ThreadPoolExecutor(WORKERS) as pool:
             return dict(pool.map(lambda one: (one[0], self._read(*one)), generations.items()))
 

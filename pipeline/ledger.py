@@ -94,6 +94,12 @@ def commit_key(video_id: str, generation: int) -> str:
     return f"commits/{checked_video_id(video_id)}/{generation:06d}.json"
 
 
+def commit_of(key: str) -> tuple[str, int] | None:
+    """video_id and generation of the commit at a key; None for any other key."""
+    match = _COMMIT_KEY.fullmatch(key)
+    return None if match is None else (match[1], int(match[2]))
+
+
 def forgotten_key(video_id: str) -> str:
     """Where it is written that a video was removed on request and may not come back."""
     return f"forgotten/{checked_video_id(video_id)}.json"
@@ -272,8 +278,8 @@ class Ledger:
         """The generations below a prefix of all videos, or of one, those that SQL alone knows among them."""
         found: dict[str, set[int]] = {}
         for key in self.store.list(prefix):
-            if match := _COMMIT_KEY.fullmatch(key):
-                found.setdefault(match[1], set()).add(int(match[2]))
+            if (named := commit_of(key)) is not None:
+                found.setdefault(named[0], set()).add(named[1])
         if not self._uses_sql:
             return found
         if video_id is not None:

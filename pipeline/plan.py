@@ -24,6 +24,7 @@ from urllib.parse import quote
 from pipeline.drops import PROMPTS_SUFFIX, drop_name, is_video, pair_names
 from pipeline.errors import SettingsError, StorageError, VideoError
 from pipeline.fact_settings import settings_digest
+from pipeline.ledger import commit_of
 from pipeline.names import shown, unhandled_name
 from pipeline.settings import DropSettings, Settings
 from pipeline.storage.download import Entry
@@ -38,7 +39,6 @@ LISTED = 1000
 """So many names of a bucket are written down; the counts are of all."""
 REPAIRS_PER_BATCH = 200
 END_BYTES = 1 << 16
-_COMMIT = re.compile(r"commits/([0-9a-f]{64})/\d{6,}\.json")
 _DERIVED = re.compile(r"(?:labels|review)/drop=[^/]+/([0-9a-f]{64})\.parquet")
 _FORGOTTEN = re.compile(r"forgotten/([0-9a-f]{64})\.json")
 
@@ -301,8 +301,8 @@ class _Layers:
 def _committed(out: ObjectStore) -> dict[str, float]:
     found: dict[str, float] = {}
     for entry in out.entries("commits/"):
-        if match := _COMMIT.fullmatch(entry.key):
-            found[match[1]] = max(entry.modified, found.get(match[1], 0.0))
+        if (named := commit_of(entry.key)) is not None:
+            found[named[0]] = max(entry.modified, found.get(named[0], 0.0))
     return found
 
 

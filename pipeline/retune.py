@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from pipeline.derive import Derived, derive
 from pipeline.errors import MasksieveError
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, commit_of
 from pipeline.scratch import scratch_folder
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
@@ -19,13 +18,12 @@ from pipeline.storage.objects import ObjectStore
 log = logging.getLogger(__name__)
 
 THREADS = 8
-_COMMIT = re.compile(r"commits/([0-9a-f]{64})/\d{6,}\.json")
 
 
 def committed_videos(store: ObjectStore) -> list[str]:
     """The video_ids of all that is committed, from one listing."""
-    matches = (_COMMIT.fullmatch(entry.key) for entry in store.entries("commits/"))
-    return sorted({match[1] for match in matches if match})
+    named = (commit_of(key) for key in store.list("commits/"))
+    return sorted({one[0] for one in named if one is not None})
 
 
 def derive_all(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from pipeline.cli.console import FAILED, OK, CallError, notices, plain_table, reading_the_call, results
-from pipeline.cli.gc import existing_output, size
+from pipeline.cli.console import FAILED, OK, CallError, notices, reading_the_call, results
 from pipeline.cli.label import Config, Set, make_settings
+from pipeline.cli.output import existing_output, size, sums_table
 from pipeline.cli.summary import counted
 from pipeline.errors import VideoError
 
@@ -82,17 +81,7 @@ def _preview(subject: Subject, there: Search, shared: frozenset[str]) -> None:
     console.print(f"video {subject.video_id or '(never labelled)'}")
     for uri in sorted(subject.uris):
         console.print(f"  {escape(uri)}", soft_wrap=True)
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for trace in there.traces:
-        sums[trace.layer][0] += 1
-        sums[trace.layer][1] += trace.size_bytes
-    table = plain_table()
-    table.add_column("layer")
-    table.add_column("objects", justify="right")
-    table.add_column("size", justify="right")
-    for layer, (number, total) in sorted(sums.items()):
-        table.add_row(layer, f"{number:,}", size(total))
-    console.print(table)
+    console.print(sums_table("layer", ((trace.layer, trace.size_bytes) for trace in there.traces)))
     console.print(
         "snapshots, checkpoints on this machine and rows of a commit ledger in SQL go as well", soft_wrap=True
     )

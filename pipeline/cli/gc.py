@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from pipeline.cli.console import CallError, plain_table, results
+from pipeline.cli.console import results
 from pipeline.cli.label import Config, Set, make_settings
+from pipeline.cli.output import Out, existing_output, size, sums_table
 from pipeline.cli.summary import counted
 
 if TYPE_CHECKING:
     from pipeline.gc import Orphan
-    from pipeline.settings import StorageSettings
-    from pipeline.storage.objects import ObjectStore
 
 SHOWN = 20
-
-Out = Annotated[
-    str, typer.Argument(metavar="OUT", help="The --out of the labels, a folder or s3://.", show_default=False)
-]
 
 
 def gc(
@@ -99,46 +93,8 @@ def gc(
         console.print(f"nothing removed; the same call with --apply frees {size(garbage.size_bytes)}")
 
 
-def existing_output(out: str, storage: StorageSettings) -> ObjectStore:
-    """The store of an output that is there.
-
-    Raises: CallError if it is a folder that does not exist, or no address of a store.
-    """
-    from pathlib import Path
-
-    from pipeline.cli.console import reading_the_call
-    from pipeline.storage.objects import ObjectStore
-
-    if not out.strip():
-        raise CallError("an output", "an empty word", "check the variable that it comes from")
-    with reading_the_call():
-        store = ObjectStore(out, storage)
-    root = store.path("commits")
-    if root is not None and not Path(root).parent.is_dir():
-        raise CallError(f"an output at {store.url}", "no folder", "give the --out of the label run")
-    return store
-
-
-def size(size_bytes: int) -> str:
-    """Bytes as people read them: 1234567 -> "1.2 MB"."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= scale:
-            return f"{size_bytes / scale:.1f} {unit}"
-    return counted(size_bytes, "byte")
-
-
 def _by_reason(orphans: tuple[Orphan, ...]) -> object:
     """How much there is of each kind."""
     if not orphans:
         return "nothing to remove"
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for one in orphans:
-        sums[one.reason][0] += 1
-        sums[one.reason][1] += one.size_bytes
-    table = plain_table()
-    table.add_column("garbage")
-    table.add_column("objects", justify="right")
-    table.add_column("size", justify="right")
-    for reason, (number, total) in sorted(sums.items()):
-        table.add_row(reason, f"{number:,}", size(total))
-    return table
+    return sums_table("garbage", ((one.reason, one.size_bytes) for one in orphans))

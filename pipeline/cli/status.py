@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 
 from pipeline.cli.console import FAILED, CallError, plain_table, results
-from pipeline.cli.gc import Out, existing_output
 from pipeline.cli.label import Config, Set, make_settings
+from pipeline.cli.output import Out, existing_output
 from pipeline.cli.summary import counted
 from pipeline.suggest import did_you_mean
 

@@ -11,15 +11,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.settings import StorageSettings
+from pipeline.storage.objects import ObjectStore
 
 KEY, SECRET = "masksieve", "masksieve-secret"
 
@@ -143,7 +145,6 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipeline.plan import plan_drop, write_plan
     from pipeline.settings import load_settings
     from pipeline.snapshot.write import SnapshotOptions, write_snapshot
-    from pipeline.storage.objects import ObjectStore
     from pipeline.work import WorkLog
 
     root = tmp_path_factory.mktemp("lake")
@@ -167,6 +168,34 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_plan(out, plan_drop(drop, out, settings))
     write_snapshot(out.url, SnapshotOptions("v1", decisions=("accept", "review"), val_share=0.0), settings)
     return root
+
+
+class Killed(BaseException):
+    """Ends a block as SIGKILL would."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with killed_after(4):` ends the block for good at its fifth write to a store."""
+
+    @contextmanager
+    def after(writes: int) -> Iterator[None]:
+        left = [writes]
+        with monkeypatch.context() as patch:
+            for name in ("put_atomic", "put_if_absent", "replace", "delete"):
+                method = getattr(ObjectStore, name)
+
+                def dying(self: ObjectStore, *given: Any, method: Any = method) -> Any:
+                    if left[0] == 0:
+                        raise Killed
+                    left[0] -= 1
+                    return method(self, *given)
+
+                patch.setattr(ObjectStore, name, dying)
+            with pytest.raises(Killed):
+                yield
+
+    return after
 
 
 @pytest.fixture

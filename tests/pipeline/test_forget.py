@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pipeline.storage.objects import ObjectStore
 from pipeline.traces import Trace, search
 from pipeline.work import Item, WorkLog
 
+KilledAfter = Callable[[int], AbstractContextManager[None]]
 TWICE = ("again.mp4", "occlusion.mp4")
 """The same bytes under two names."""
 
@@ -115,29 +116,13 @@ def test_the_proof_fails_if_a_layer_is_left(
     assert {trace.layer for trace in done.proof.traces} == {layer}
 
 
-class Killed(BaseException):
-    """Ends a run as SIGKILL would."""
-
-
 @pytest.mark.parametrize("writes", [0, 1, 4, 8, 12])
 def test_a_run_that_was_killed_is_ended_by_the_same_call(
-    store: ObjectStore, settings: Settings, video_id: str, writes: int, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, settings: Settings, video_id: str, writes: int, killed_after: KilledAfter
 ) -> None:
     """By the file name: what the output knows of names goes last."""
-    left = [writes]
-    with monkeypatch.context() as patch:
-        for name in ("put_atomic", "put_if_absent", "replace", "delete"):
-            method = getattr(ObjectStore, name)
-
-            def dying(self: ObjectStore, *given: Any, method: Any = method) -> Any:
-                if left[0] == 0:
-                    raise Killed
-                left[0] -= 1
-                return method(self, *given)
-
-            patch.setattr(ObjectStore, name, dying)
-        with pytest.raises(Killed):
-            forget_it(store, settings, TWICE[1])
+    with killed_after(writes):
+        forget_it(store, settings, TWICE[1])
     assert forget_it(store, settings, TWICE[1]).proof.traces == ()
     assert forget_it(store, settings, video_id).removed == {}
 

@@ -7,56 +7,23 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 import pipeline.plan
-from pipeline.drops import FILM_SUFFIX, is_video
+from pipeline.drops import FILM_SUFFIX
 from pipeline.errors import SettingsError, VideoError
-from pipeline.names import unhandled_name
-from pipeline.plan import BUCKETS, Plan, plan_document, plan_drop, write_plan
+from pipeline.plan import plan_document, plan_drop, write_plan
 from pipeline.plan_summary import plan_rows
-from pipeline.report import VideoReport
-from pipeline.settings import Settings, StorageSettings
+from pipeline.settings import Settings
 from pipeline.status import output_status
 from pipeline.storage.download import Entry
 from pipeline.storage.objects import ObjectStore
 from pipeline.work import WorkLog
 
-NOW = 1_800_000_000.0
-
-
-class S3Server(Protocol):
-    """The server of the fixture `moto_s3`."""
-
-    def new_bucket(self) -> str: ...
-    def settings(self) -> StorageSettings: ...
-
-
-class Listed(ObjectStore):
-    """A bucket of which only the listing exists."""
-
-    def __init__(self, entries: list[Entry]) -> None:
-        super().__init__("/nowhere")
-        self.url, self._entries = "s3://drops/night", entries
-
-    def uri(self, key: str) -> str:
-        return f"{self.url}/{key}"
-
-    def entries(self, prefix: str = "") -> Iterator[Entry]:
-        yield from self._entries
-
-
-def make(**drops: Any) -> Settings:
-    drops = {"settle_seconds": 60.0, "lease_seconds": 300.0} | drops
-    missing = drops.pop("on_missing", "refuse")
-    return Settings.model_validate({"drops": drops, "prompts": {"on_missing": missing}})
+from .planning import NOW, Listed, S3Server, add, commit, fail, finish, make, names, plan_later
 
 
 @pytest.fixture
@@ -69,63 +36,6 @@ def drop(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> ObjectStore:
     return ObjectStore(tmp_path / "out")
-
-
-def add(drop: Path, name: str, data: bytes = b"video", *, prompts: bool = True) -> Path:
-    video = drop / name
-    video.parent.mkdir(parents=True, exist_ok=True)
-    video.write_bytes(data)
-    if prompts:
-        video.with_name(f"{video.stem}.prompts.json").write_text("{}")
-    return video
-
-
-def plan_later(drop: Path, out: ObjectStore, settings: Settings | None = None, seconds: float = 1000.0) -> Plan:
-    """The plan some time after the last file was written."""
-    return plan_drop(ObjectStore(drop), out, settings or make(), now=time.time() + seconds)
-
-
-def names(plan: Plan) -> dict[str, list[str]]:
-    """The buckets that are not empty, by names in the drop."""
-    return {
-        bucket: [item.video.removeprefix(f"{plan.root}/") for item in items]
-        for bucket, items in plan.buckets.items()
-        if items
-    }
-
-
-def commit(out: ObjectStore, video_id: str) -> None:
-    """A committed video with labels, as far as names go."""
-    for key in (
-        f"commits/{video_id}/000001.json",
-        f"labels/drop=x/{video_id}.parquet",
-        f"review/drop=x/{video_id}.parquet",
-    ):
-        out.put_atomic(key, b"{}")
-
-
-def finish(plan: Plan, out: ObjectStore, settings: Settings | None = None) -> None:
-    """Do all that is wanted, as far as the records go."""
-    commit(out, "ab" * 32)
-    report = VideoReport(
-        video="v", video_id="ab" * 32, status="labelled", frames=1, objects=1, rows=1, accepted=1, review=0,
-        hold=0, absent=0, untracked=0, wall_seconds=1.0, frames_per_second=1.0, generation=1, error=None,
-        labels_uri="", review_uri="", certified=False, score_source="",
-    )  # fmt: skip
-    for item in plan.wanted:
-        attempt = WorkLog(out, (settings or make()).drops).begin(item, "run")
-        assert attempt is not None
-        with attempt:
-            attempt.done(report)
-
-
-def fail(plan: Plan, out: ObjectStore, settings: Settings) -> None:
-    """One failed attempt at all that is wanted."""
-    for item in plan.wanted:
-        attempt = WorkLog(out, settings.drops).begin(item, "run")
-        if attempt is not None:
-            with pytest.raises(VideoError), attempt:
-                raise VideoError("a video", "noise", "cut it again")
 
 
 def test_what_is_done_is_not_wanted_until_its_bytes_or_prompts_change(drop: Path, out: ObjectStore) -> None:
@@ -409,77 +319,6 @@ def test_files_of_one_size_are_only_read_as_far_as_there_is_room(
     plan = plan_drop(store, out, make(batch_videos=2, max_batches=3), now=time.time() + 1000)
     assert sorted(opened) == [f"{number:02d}.mp4" for number in range(6)]
     assert [len(batch.items) for batch in plan.batches] == [2] * 6
-
-
-names_of_files = st.builds(
-    lambda folder, stem, suffix: f"{folder}{stem}{suffix}",
-    st.sampled_from(["", "x/", "x/y/", "../", ".hidden/"]),
-    st.text("ab é\n.", min_size=1, max_size=3),
-    st.sampled_from([".mp4", ".MOV", ".prompts.json", ".txt", FILM_SUFFIX, ".mp4.done"]),
-)
-listings = st.dictionaries(
-    names_of_files,
-    st.builds(
-        lambda size, age: Entry("", size, f"tag-{size}", NOW - age), st.integers(0, 4), st.floats(-1e5, 1e5)
-    ),
-    max_size=25,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cheap_digest() -> Iterator[None]:
-    """Weights need not be hashed anew for every example."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.plan, "settings_digest", lambda settings: "digest")
-        yield
-
-
-@pytest.mark.usefixtures("cheap_digest")
-@hypothesis_settings(deadline=None, max_examples=40)
-@given(listings, st.integers(1, 4), st.sampled_from([None, ".done"]), st.sampled_from(["refuse", "auto"]), st.data())
-def test_every_video_is_in_one_bucket_and_every_wanted_one_in_one_batch(
-    tmp_path_factory: pytest.TempPathFactory,
-    listing: dict[str, Entry],
-    batch_videos: int,
-    marker: str | None,
-    on_missing: str,
-    data: st.DataObject,
-) -> None:
-    out = ObjectStore(tmp_path_factory.mktemp("out"))
-    settings = make(batch_videos=batch_videos, done_marker=marker, on_missing=on_missing)
-    entries = [dataclasses.replace(entry, key=key) for key, entry in listing.items()]
-    plan = plan_drop(Listed(data.draw(st.permutations(entries))), out, settings, now=NOW)
-    hidden = {key for key in listing if any(part.startswith(".") and part != ".." for part in key.split("/"))}
-    films = {key for key in listing if key.endswith(FILM_SUFFIX)}
-    videos = {key for key in listing if is_video(key)} - hidden
-    found = [item.video for bucket in BUCKETS for item in plan.buckets[bucket]]
-    assert len(found) == len(set(found))
-    handled = {key for key in videos if unhandled_name(key) is None}
-    assert {f"s3://drops/night/{key}" for key in handled - films} <= set(found)
-    assert len(videos - films) <= len(found) <= len(videos)
-    assert sum(plan.counts[bucket] for bucket in BUCKETS) == len(found)
-
-    assert plan == plan_drop(Listed(entries), out, settings, now=NOW)  # in whatever order the store lists
-    batched = [item for batch in plan.batches for item in batch.items]
-    assert sorted(batched, key=lambda item: item.video) == list(plan.wanted)
-    where: dict[str, int] = {}
-    for number, batch in enumerate(plan.batches):
-        assert [item.video for item in batch.items] == sorted(item.video for item in batch.items)
-        tags = [listing[item.video.removeprefix("s3://drops/night/")].tag or "" for item in batch.items]
-        assert len(batch.items) <= batch_videos or len(set(tags)) == 1
-        for tag in tags:
-            assert where.setdefault(tag, number) == number  # equal bytes share a batch
-
-    records = WorkLog(out, settings.drops)
-    for item in plan.wanted:
-        done = out.path(records.done_key(item, "ab" * 32))
-        assert done is not None
-        done.parent.mkdir(parents=True)
-        done.touch()
-    commit(out, "ab" * 32)
-    after = plan_drop(Listed(entries), out, settings, now=NOW)
-    assert (list(after.wanted), list(after.batches)) == ([], [])
-    assert after.counts["done"] == len(plan.wanted)
 
 
 @pytest.mark.slow

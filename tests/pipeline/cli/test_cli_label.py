@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,7 @@ from pipeline.label import Progress
 from pipeline.report import VideoReport
 from pipeline.settings import Settings
 
-Run = Callable[..., int]
-
-
-@pytest.fixture
-def run() -> Run:
-    """Call the command line, give back its exit code."""
-
-    def call(*words: object) -> int:
-        with pytest.raises(SystemExit) as exited:
-            main([str(word) for word in words])
-        code = exited.value.code
-        return code if isinstance(code, int) else int(code is not None)
-
-    return call
+from .conftest import Run
 
 
 def _report(video: str, **changes: Any) -> VideoReport:

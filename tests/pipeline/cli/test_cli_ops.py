@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,7 @@ from pipeline.source import video_sha256
 from pipeline.storage.objects import ObjectStore
 from pipeline.work import Item, WorkLog
 
-Run = Callable[..., int]
-
-
-@pytest.fixture
-def run() -> Run:
-    def call(*words: object) -> int:
-        with pytest.raises(SystemExit) as exited:
-            main([str(word) for word in words])
-        return exited.value.code if isinstance(exited.value.code, int) else int(exited.value.code is not None)
-
-    return call
+from .conftest import Run
 
 
 @pytest.fixture

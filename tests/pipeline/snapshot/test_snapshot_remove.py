@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipeline.snapshot.remove import remove_video, snapshots_with
 from pipeline.snapshot.write import SnapshotOptions, write_snapshot
 from pipeline.source import video_sha256
 from pipeline.storage.objects import ObjectStore
+
+KilledAfter = Callable[[int], AbstractContextManager[None]]
 
 Objects = Callable[[Path], dict[str, bytes]]
 
@@ -71,28 +74,17 @@ def test_the_last_video_of_a_file_takes_the_file_with_it(store: ObjectStore, out
     assert list(SnapshotDataset(str(out / "snapshots/day"))) == []
 
 
-class Killed(BaseException):
-    """Ends a removal as SIGKILL would."""
-
-
 @pytest.mark.parametrize("writes", [0, 1, 2, 3, 4])
 def test_a_removal_that_died_is_readable_and_ends_when_called_again(
-    store: ObjectStore, out: Path, video_id: str, writes: int, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore,
+    out: Path,
+    video_id: str,
+    writes: int,
+    killed_after: KilledAfter,
 ) -> None:
-    folder, before, left = out / "snapshots/v1", rows(out / "snapshots/v1"), [writes]
-    with monkeypatch.context() as patch:
-        for name in ("put_atomic", "replace", "delete"):
-            method = getattr(ObjectStore, name)
-
-            def dying(self: ObjectStore, *given: Any, method: Any = method) -> Any:
-                if left[0] == 0:
-                    raise Killed
-                left[0] -= 1
-                return method(self, *given)
-
-            patch.setattr(ObjectStore, name, dying)
-        with pytest.raises(Killed):
-            remove_video(store, "v1", video_id)
+    folder, before = out / "snapshots/v1", rows(out / "snapshots/v1")
+    with killed_after(writes):
+        remove_video(store, "v1", video_id)
     assert {sample["video_id"] for sample in SnapshotDataset(str(folder))} >= {key[0] for key in before} - {video_id}
     assert snapshots_with(store, video_id) == ["v1"]
     remove_video(store, "v1", video_id)
