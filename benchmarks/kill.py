@@ -1,9 +1,9 @@
 """Kills a running installation again and again, and holds what it made against a run that nothing disturbed.
 
-`python benchmarks/kill.py [--kills 60] [--seed 0] [--workers 2]` starts `masksieve up`, drops small videos, and ends
+`python benchmarks/kill.py [--kills 65] [--seed 0] [--workers 2]` starts `masksieve up`, drops small videos, and ends
 processes with SIGKILL: the engine of a flow run, a worker and the server at the start of every stage (download, probe,
-propagate, write, commit, route), and each of them, the decoder and `masksieve up` itself (which is started again) at
-random moments. Every kill is logged with the stage that it hit. Then it waits until the drop is worked off, removes
+propagate, write, commit, route), the decoder while it streams frames, and each of them and `masksieve up` itself
+(which is started again) at random moments. Every kill is logged with the stage that it hit. Then it waits until the drop is worked off, removes
 orphans, labels the same videos once more in peace and compares: SHA-256 of facts, labels, review lists and pictures,
 one generation and one done record per video, no row twice, nothing left over. It prints both tables and exits 1 where
 anything differs.
@@ -48,7 +48,7 @@ TARGETS = ("engine", "worker", "server")
 RANDOM_TARGETS = ("engine", "decoder", "up", "worker", "decoder", "server", "decoder", "up")
 SETTINGS = {
     "drops.settle_seconds": 0.3, "drops.lease_seconds": 4.0, "drops.retry_seconds": 0.5, "drops.batch_videos": 4,
-    "drops.max_attempts": 5, "output.checkpoint_seconds": 0.0,
+    "drops.max_attempts": 5, "output.checkpoint_seconds": 0.0, "decode.queue_frames": 2,
 }  # fmt: skip
 PATIENCE_SECONDS = 240.0
 
@@ -183,7 +183,7 @@ class Installation:
 
 def plan_kills(count: int, rng: random.Random) -> list[tuple[str, str]]:
     """Kills as (target, stage), every target at every stage alike, and some of stage "random", for any moment."""
-    boundary = [(target, stage) for stage in STAGES for target in TARGETS]
+    boundary = [(target, stage) for stage in STAGES for target in TARGETS] + [("decoder", "propagate")]
     rounds = max(1, (count - len(RANDOM_TARGETS)) // len(boundary))
     kills = boundary * rounds
     random_targets = itertools.cycle(RANDOM_TARGETS)
@@ -297,7 +297,7 @@ def workshop(keep: str | None) -> Iterator[Path]:
 def main() -> None:
     """Run it all and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=62)
+    parser.add_argument("--kills", type=int, default=65)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--frames", type=int, default=8)

@@ -39,6 +39,11 @@ def target_pid(target: str) -> int | None:
         parent = os.getppid()
         command = Path(f"/proc/{parent}/cmdline").read_bytes().replace(b"\0", b" ")
         return parent if b" worker start " in command else None
+    if target == "decoder":
+        tasks = Path("/proc/self/task").iterdir()  # children are listed by the thread that started them
+        children = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        commands = ((pid, Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in children)
+        return next((pid for pid, command in commands if b"pipeline.video" in command), None)
     noted = Path(FOLDER) / "server.pid"
     return int(noted.read_text()) if noted.exists() else None
 
