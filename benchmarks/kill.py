@@ -1,12 +1,12 @@
 """Kills a running installation again and again, and holds what it made against a run that nothing disturbed.
 
 `python benchmarks/kill.py [--kills 65] [--seed 0] [--workers 2]` starts `masksieve up`, drops small videos, and ends
-processes with SIGKILL: the engine of a flow run, a worker and the server at the start of every stage (download, probe,
-propagate, write, commit, route), the decoder while it streams frames, and each of them and `masksieve up` itself
-(which is started again) at random moments. Every kill is logged with the stage that it hit. Then it waits until the drop is worked off, removes
-orphans, labels the same videos once more in peace and compares: SHA-256 of facts, labels, review lists and pictures,
-one generation and one done record per video, no row twice, nothing left over. It prints both tables and exits 1 where
-anything differs.
+processes with SIGKILL: the engine of a flow run, a worker and the server at the start of every stage (download,
+probe, propagate, write, commit, route), the decoder while it streams frames, and each of them and `masksieve up`
+itself (which is started again) at random moments. Every kill is logged with the stage that it hit. Then it waits
+until the drop is worked off, removes orphans, labels the same videos once more in peace and compares: SHA-256 of
+facts, labels, review lists and pictures, one generation and one done record per video, no row twice, nothing left
+over. It prints both tables and exits 1 where anything differs.
 """
 
 from __future__ import annotations
