@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=65)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--keep", help="a new folder to keep everything in")
     options = parser.parse_args()
     rng, console = random.Random(options.seed), Console(highlight=False, width=120)
