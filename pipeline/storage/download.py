@@ -17,6 +17,8 @@ from pipeline.storage.retry import BrokenConnection, Misread, Patience
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+PROGRESS_BYTES = 1 << 16
+"""So much more than before a break is progress, and the time budget begins anew."""
 READINGS = 3
 """An object that changes while it is read, or fails its checksum, is read so many times in all."""
 
@@ -107,8 +109,8 @@ def download(
         reserve_bytes: disk that must stay free beside the object.
     Returns: SHA-256 of the bytes, hex.
     Raises:  DiskSpaceError before a byte is read; StorageError if the object is cut short, changes all the time, does
-        not match the store's own checksum, or was called off; UnavailableError if no megabyte came within the store's
-        budget; the store's own exceptions.
+        not match the store's own checksum, or was called off; UnavailableError if no `PROGRESS_BYTES` came within the
+        store's budget; the store's own exceptions.
     """
     stop = stop or threading.Event()
     try:
@@ -151,7 +153,7 @@ def _read(store: Readable, key: str, facts: ObjectFacts, target: Path, stop: thr
                 broken = error
             if received == size:
                 break
-            if received - mark >= CHUNK_BYTES:
+            if received - mark >= PROGRESS_BYTES:
                 mark = received
                 patience.renew()
             log.info("%s broke at byte %d of %d: %s", uri, received, size, broken)
