@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline import rle
 from pipeline.rowspool import PassWriter
 from pipeline.score import ScoredResult
+from pipeline.tokens import token_rows
 
 WAITING_CHUNKS = 3
 
@@ -106,9 +107,8 @@ class EncodeStage:
             rows = [row for _, results in chunk for one in results for row in candidate_rows(context, one)]
             self.writers.candidates.append(rows)
         if self.writers.tokens is not None:
-            self.writers.tokens.append(
-                [row for _, results in chunk for one in results for row in token_rows(context, one)]
-            )
+            rows = [row for _, results in chunk for one in results for row in token_rows(context.video_id, one)]
+            self.writers.tokens.append(rows)
 
 
 def mask_row(context: RowContext, pts_seconds: float, scored: ScoredResult) -> dict[str, Any]:
@@ -173,20 +173,4 @@ def candidate_rows(context: RowContext, scored: ScoredResult) -> list[dict[str, 
             "chosen": result.chosen == index + 1,
         }
         for index in range(3)
-    ]
-
-
-def token_rows(context: RowContext, scored: ScoredResult) -> list[dict[str, Any]]:
-    """The row of the tokens sidecar: IoU token and chosen mask token as little-endian fp16."""
-    result = scored.result
-    if result.tokens_2d is None or result.chosen is None:
-        return []
-    return [
-        {
-            "video_id": context.video_id,
-            "frame_index": result.frame_index,
-            "object_id": result.object_id,
-            "chosen": result.chosen,
-            "tokens": result.tokens_2d.float().cpu().numpy().astype(np.dtype("<f2")).tobytes(),
-        }
     ]

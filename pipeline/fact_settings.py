@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import shots
 from pipeline.checkpoints import verify
 from pipeline.models import bank_folders
-from pipeline.records import SCHEMA_VERSION
+from pipeline.records import SCHEMA_VERSION, TOKENS_VERSION
 from pipeline.settings import Settings
 from usam.bank_files import bank_files_sha256, bank_path_for
 
@@ -22,7 +22,7 @@ def fact_settings(settings: Settings) -> dict[str, Any]:
         "cut_method": None if settings.propagate.on_cut == "ignore" else shots.METHOD,
         "precision": settings.model.precision,
         "candidates": settings.output.candidates,
-        "tokens": settings.output.tokens,
+        "tokens": settings.output.tokens and TOKENS_VERSION,
         "chunk_frames": settings.score.chunk_frames,  # a batch of another size rounds the heads' outputs otherwise
     }
 

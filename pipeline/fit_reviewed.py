@@ -21,10 +21,10 @@ from pipeline.models import LoadedModel
 from pipeline.records import read_metadata
 from pipeline.storage.manifest import VIDEO_ID
 from pipeline.storage.objects import ObjectStore
+from pipeline.tokens import token_offset
 from usam.datasets.rle import Runs
 from usam.errors import DatasetError
 from usam.shard import Plan, Shard, ShardWriter
-from usam.weights import bank_sha256
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def _video_rows(
         step = "fit heads to the model that labelled them, or label them again"
         raise HeadError(f"masks by {loaded.name} {loaded.sha256[:12]} in {store.uri('masks')}", got, step)
     kept, about = _layer(store, commit, "tokens", ("frame_index", "object_id", "chosen", "tokens"))
-    offset = _offset({**metadata, **about}, loaded)
+    offset = token_offset({**metadata, **about}, loaded.bank)
     tokens_of = {(row["frame_index"], row["object_id"]): row for row in kept.to_pylist()}
     d, columns, tokens = int(loaded.model.hidden_dim), dict[str, list[Any]](), []
     for fact in facts.to_pylist():
@@ -212,12 +212,3 @@ def _layer(store: ObjectStore, commit: Commit, layer: str, columns: tuple[str, .
     with store.open(key) as file:
         table = pq.read_table(file, columns=list(columns))
         return table, read_metadata(pq.read_schema(file))
-
-
-def _offset(metadata: dict[str, Any], loaded: LoadedModel) -> int:
-    """Which token was kept beside the IoU token: the chosen mask's own (1) or the one before it (0)."""
-    offset = metadata.get("mask_token_offset")
-    if offset is None:  # older labels do not say; their heads do, if they are still the model's
-        bank = loaded.bank
-        offset = bank.mask_token_offset if bank and bank_sha256(bank) == metadata.get("heads_sha256") else 1
-    return int(offset)

@@ -38,6 +38,7 @@ from pipeline.source import LocalVideo, find_prompts, local_video, source_exists
 from pipeline.stages import Job, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
+from pipeline.tokens import tokens_metadata
 from pipeline.video.probe import VideoInfo, probe_video
 from pipeline.video.sample import Sample, is_sampled
 from usam.heads import HeadBank
@@ -147,7 +148,7 @@ def label_video(
             twin = False
         if known is not None and not whole_facts(store, known, scratch):
             fresh = True
-        metadata = facts_metadata(info, loaded, heads_sha256, config)
+        metadata = facts_metadata(info, loaded, heads_sha256, config, found.sha256)
         checkpoints, made_by = _checkpoints(local, loaded, settings, metadata)
         if commit is None or fresh:
             parent = 0 if commit is None else commit.generation
@@ -213,13 +214,14 @@ def facts_config(info: VideoInfo, settings: Settings) -> dict[str, Any]:
 
 
 def facts_metadata(
-    info: VideoInfo, loaded: LoadedModel, heads_sha256: str | None, config: dict[str, Any]
+    info: VideoInfo, loaded: LoadedModel, heads_sha256: str | None, config: dict[str, Any], prompts_sha256: str
 ) -> dict[str, Any]:
     """File metadata of the facts: what made them, nothing of when or where."""
     return {
         "config": config,
         "model": {"name": loaded.name, "sha256": loaded.sha256},
         "heads_sha256": heads_sha256,
+        "prompts_sha256": prompts_sha256,
         "decoder": {"name": info.decoder, "reason": info.decoder_reason},
         "fps": info.fps,
         "num_frames": info.num_frames,
@@ -290,7 +292,6 @@ def _make_facts(
             layers.append(("candidates", CANDIDATES, spools.candidates.merged()))
         if spools.tokens is not None:
             layers.append(("tokens", TOKENS, spools.tokens.merged()))
-        offset = {"mask_token_offset": 1 if job.bank is None else job.bank.mask_token_offset}
         for layer, schema, batches in layers:
             key = facts_key(layer, drop, job.context.video_id, attempt_id)
             files.append(
@@ -300,7 +301,7 @@ def _make_facts(
                     key,
                     batches,
                     schema,
-                    metadata | offset if layer == "tokens" else metadata,
+                    metadata | tokens_metadata(job.bank) if layer == "tokens" else metadata,
                     row_group_rows=job.settings.output.row_group_rows,
                     scratch_dir=job.scratch,
                 )

@@ -1,4 +1,4 @@
-"""The masks of a commit as a local file, checked against the checksum that the commit has of them."""
+"""A layer of a commit as a local file, checked against the checksum that the commit has of it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class DamagedFacts(StorageError):
 
 
 @contextmanager
-def local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None) -> Iterator[Path]:
-    """The masks of a commit as a local file, checked against the commit's checksum. Raises DamagedFacts."""
-    record, step = commit.file("masks"), f"restore the file, or label {commit.video_uri} again"
+def local_facts(store: ObjectStore, commit: Commit, scratch_dir: Path | None, layer: str = "masks") -> Iterator[Path]:
+    """A layer of a commit as a local file, checked against the commit's checksum. Raises DamagedFacts."""
+    record, step = commit.file(layer), f"restore the file, or label {commit.video_uri} again"
     with ExitStack() as stack:
         path = store.path(record.key)
         if path is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="masksieve-facts-", dir=scratch_dir))
-            path = Path(folder) / "masks.parquet"
+            path = Path(folder) / f"{layer}.parquet"
             if not store.exists(record.key):
                 raise DamagedFacts(f"facts at {store.uri(record.key)}", "nothing there", step)
             digest = store.get_file(record.key, path)

@@ -18,6 +18,8 @@ from pipeline.errors import StorageError
 from usam import targets
 
 SCHEMA_VERSION = "4"
+TOKENS_VERSION = 2
+"""Of the tokens sidecar alone, so that facts without tokens stay what they are. Version 1 lacks `features`."""
 METADATA_PREFIX = "masksieve."
 
 IOU_HEADS = (*targets.IOU_HEADS, targets.TRACKED_HEAD)
@@ -88,9 +90,10 @@ TOKENS = pa.schema(
         _required("object_id", pa.int32()),
         _required("chosen", pa.int8()),  # the chosen mask, 0..3 as the decoder numbers them
         _required("tokens", pa.binary()),  # 2 d little-endian fp16: the IoU token, then the chosen mask's token
+        _required("features", pa.binary()),  # little-endian float32, the track features that the file's metadata names
     ]
 )
-"""Sidecar, opt-in: what the heads read, so that new heads need no propagation."""
+"""Sidecar, opt-in: what heads and stacker read, so that new ones need no propagation."""
 
 DECISION = pa.schema(
     [

@@ -48,6 +48,8 @@ class ScoredResult:
                        the object is absent there is no mask to score and it is "object_score": the model's probability
                        of absence, which is the expected IoU of an empty mask (1 if the truth is empty, else 0).
         stability, entropy_bits: of the low-resolution mask; None unless it is a predicted, visible mask.
+        features: `usam.features.FEATURES`, where a stacker or the tokens sidecar asks for them; None if given or
+            untracked.
     """
 
     result: FrameResult
@@ -56,6 +58,24 @@ class ScoredResult:
     score_source: str | None = None
     stability: float | None = None
     entropy_bits: float | None = None
+    features: list[float] | None = None
+
+
+def bank_scores(bank: HeadBank, tokens_n2d: Tensor, features_nf: Tensor | None) -> tuple[list[str], Tensor]:
+    """What a bank and its stacker say.
+
+    Args:
+        tokens_n2d: (n, 2d) float, on the bank's device.
+        features_nf: (n, F) float, what the stacker reads beside the heads; not needed without one.
+    Returns: names, and (names, n) float32. A name that comes twice is a gap: the stacker's, which counts, is the last.
+    Raises:  ShapeError for tokens of another width.
+    """
+    scores_hn, names = bank.stacked(tokens_n2d), list(bank.heads)
+    if bank.stacker is not None and features_nf is not None:
+        heads_nh = scores_hn[[names.index(name) for name in bank.stacker.card.heads]].T
+        scores_hn = torch.cat([scores_hn, bank.stacker.stacked(heads_nh, features_nf)])
+        names += [STACKED if name == TRACKED_HEAD else name for name in bank.stacker.card.targets]
+    return names, scores_hn
 
 
 class Scorer:
@@ -64,14 +84,16 @@ class Scorer:
     Args:
         bank: the heads of the model that made the masks; without one, SAM2's own score is the prediction.
         chunk_frames: frames per evaluation, at least 1.
+        keep_features: results have their track's features, also where no stacker asks for them.
     Raises: HeadError for a chunk of less than one frame.
     """
 
-    def __init__(self, bank: HeadBank | None, chunk_frames: int = 16) -> None:
+    def __init__(self, bank: HeadBank | None, chunk_frames: int = 16, *, keep_features: bool = False) -> None:
         if chunk_frames < 1:
             raise HeadError("chunk_frames of at least 1", str(chunk_frames), "correct score.chunk_frames")
         self.bank, self.chunk_frames, self.source = bank, chunk_frames, score_head(bank)
         self._tracks = TrackFeatures()
+        self._look_at_tracks = keep_features or (bank is not None and bank.stacker is not None)
 
     def turn(self) -> None:
         """The reverse pass comes next: every object goes back from its first prompt."""
@@ -101,19 +123,20 @@ class Scorer:
 
     def _score_chunk(self, chunk: list[list[FrameResult]]) -> Iterator[list[ScoredResult]]:
         flat = [result for results in chunk for result in results]
-        scored = self._head_scores(flat, self._track_features(chunk))
+        features = self._track_features(chunk)
+        scored = self._head_scores(flat, features)
         shapes = self._mask_numbers(flat)
         position = 0
         for results in chunk:
             yield [
-                self._combine(result, scored.get(position + i, {}), shapes.get(position + i))
+                self._combine(result, scored.get(position + i, {}), shapes.get(position + i), features[position + i])
                 for i, result in enumerate(results)
             ]
             position += len(results)
 
     def _track_features(self, chunk: list[list[FrameResult]]) -> list[list[float] | None]:
-        """Of every row, with one transfer to the host; None for rows without features, or where no stacker asks."""
-        if self.bank is None or self.bank.stacker is None:
+        """Of every row, with one transfer to the host; None for rows without features, or where nobody asks."""
+        if not self._look_at_tracks:
             return [None for results in chunk for _ in results]
         measured = [self._tracks.measure(results) for results in chunk]
         there = [numbers for numbers in measured if numbers is not None]
@@ -130,12 +153,10 @@ class Scorer:
         tokens_n2d = torch.stack([t for i in rows if (t := flat[i].tokens_2d) is not None])
         if self.bank.device != tokens_n2d.device:
             self.bank.to(tokens_n2d.device)
-        scores_hn, names = self.bank.stacked(tokens_n2d), list(self.bank.heads)
+        features_nf = None
         if self.bank.stacker is not None:
             features_nf = torch.tensor([features[i] for i in rows], device=tokens_n2d.device)
-            heads_nh = scores_hn[[names.index(name) for name in self.bank.stacker.card.heads]].T
-            scores_hn = torch.cat([scores_hn, self.bank.stacker.stacked(heads_nh, features_nf)])
-            names += [STACKED if name == TRACKED_HEAD else name for name in self.bank.stacker.card.targets]
+        names, scores_hn = bank_scores(self.bank, tokens_n2d, features_nf)
         return {i: dict(zip(names, row, strict=True)) for i, row in zip(rows, scores_hn.T.tolist(), strict=True)}
 
     @torch.inference_mode()
@@ -152,10 +173,12 @@ class Scorer:
         numbers = torch.stack([stability(logits_nhw), logits_entropy(logits_nhw)], dim=1).tolist()
         return dict(zip(rows, numbers, strict=True))
 
-    def _combine(self, result: FrameResult, scores: dict[str, float], shape: list[float] | None) -> ScoredResult:
+    def _combine(
+        self, result: FrameResult, scores: dict[str, float], shape: list[float] | None, features: list[float] | None
+    ) -> ScoredResult:
         predicted_iou, source = _prediction(result, scores, self.source)
         stable, entropy_bits = shape if shape is not None else (None, None)
-        return ScoredResult(result, scores, predicted_iou, source, stable, entropy_bits)
+        return ScoredResult(result, scores, predicted_iou, source, stable, entropy_bits, features)
 
 
 def _prediction(result: FrameResult, scores: dict[str, float], source: str) -> tuple[float | None, str | None]:

@@ -107,7 +107,8 @@ class _Run:
     def __init__(self, job: Job, progress: Callable[[str, int, int], None], checkpoint: JobCheckpoint | None) -> None:
         self.job, self.progress, self.checkpoint, self.restored = job, progress, checkpoint, False
         self.prompts = job.sample.prompts(job.prompts)
-        self.scorer = Scorer(job.bank, job.settings.score.chunk_frames)
+        keep = job.settings.output.tokens
+        self.scorer = Scorer(job.bank, job.settings.score.chunk_frames, keep_features=keep)
         self.pts_seconds = array("d")
         self.discovery: Discovery | None = None
         folder, size = None if checkpoint is None else checkpoint.folder, job.loaded.image_size
