@@ -30,9 +30,9 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.nano.batches import fit_frames
 from pipeline.nano.clips import render_clip
 from pipeline.nano.follow import innermost_pixel
+from pipeline.policy import Policy
 from pipeline.prompts import FramePrompt, ObjectPrompts
 from pipeline.propagate import FrameResult, Session
-from pipeline.route import Policy
 from pipeline.score import ScoredResult, Scorer
 from pipeline.settings import AutoPromptSettings
 from pipeline.steps import Features

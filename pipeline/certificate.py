@@ -29,7 +29,7 @@ from pipeline.certificate_parts import (
     Truth,
 )  # fmt: skip
 from pipeline.errors import MasksieveError, StorageError, UnavailableError
-from pipeline.route import Policy
+from pipeline.policy import Policy
 from pipeline.storage.objects import ObjectStore
 
 VERSION = 1

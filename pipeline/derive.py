@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from pipeline.errors import ForgottenError, StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
+from pipeline.policy import Policy
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
-from pipeline.route import Policy, decide
+from pipeline.route import decide
 from pipeline.storage.manifest import ROW_GROUP_ROWS, ParquetFile, derived_key
 from pipeline.storage.objects import ObjectStore
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from pipeline.checked_yaml import first_mistake, read_yaml
 from pipeline.errors import SettingsError
-from pipeline.route import Policy
+from pipeline.policy import Policy
 from pipeline.suggest import did_you_mean
 
 
@@ -242,11 +242,11 @@ def load_settings(path: str | Path | None = None, overrides: Mapping[str, Any] |
     Raises: SettingsError naming the file and key: unknown (with the nearest known one), of a wrong type, out of range.
     """
     default = config_dir() / "default.yaml"
-    merged = _read_yaml(default)
+    merged = read_yaml(default, SettingsError)
     _check(merged, str(default))
     if path is not None:
         file = _locate(path)
-        layer = _read_yaml(file)
+        layer = read_yaml(file, SettingsError)
         _merge(merged, layer)
         _check(merged, str(file))
     if overrides:
@@ -290,22 +290,6 @@ def _locate(path: str | Path) -> Path:
     )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; an empty file is an empty mapping."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError("readable YAML", f"{path}: {reason}", "repair the file or leave it out") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise SettingsError(
-            "a mapping of sections", f"{type(data).__name__} in {path}", "write for example `model: {name: sam2_nano}`"
-        )
-    return data
-
-
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides with dotted keys taken apart."""
     tree: dict[str, Any] = {}
@@ -339,24 +323,4 @@ def _check(tree: Mapping[str, Any], source: str) -> Settings:
             )
         return settings
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = tuple(first["loc"])
-        key = ".".join(str(part) for part in location)
-        if first["type"] == "extra_forbidden":
-            prefix = "".join(f"{part}." for part in location[:-1])
-            known = [f"{prefix}{name}" for name in _fields_at(location[:-1])]
-            raise SettingsError(f"a known setting in {source}", repr(key), did_you_mean(key, known)) from None
-        got = "a secret" if "key" in key or "token" in key else repr(first["input"])
-        raise SettingsError(f"{key} in {source}: {first['msg']}", got, f"change {key}") from None
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The names known in one section of the settings."""
-    section: type[BaseModel] = Settings
-    for part in location:
-        field = section.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        section = annotation
-    return list(section.model_fields)
+        raise SettingsError(*first_mistake(error, Settings, source)) from None

@@ -29,9 +29,9 @@ from pipeline.label import label_video
 from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel, load_model
 from pipeline.plan import plan_drop
+from pipeline.policy import Policy
 from pipeline.prompts import load_prompts
 from pipeline.render.labelled import read_labelled
-from pipeline.route import Policy
 from pipeline.settings import Settings, StorageSettings, load_settings
 from pipeline.snapshot import dataset
 from pipeline.snapshot.dataset import SnapshotDataset

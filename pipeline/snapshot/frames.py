@@ -132,8 +132,9 @@ class VideoLabels:
 
 
 REASONS = (
-    "untracked", "object absent", "no score", "uncertainty", "object score", "temporal break", "area change", "area",
-    "across a scene cut", "held",
+    "untracked", "object absent", "no score", "uncertainty", "never accepted", "no model gap", "model gap",
+    "no prompt gap", "prompt gap", "no task gap", "task gap", "object score", "temporal break", "area change",
+    "area share", "area", "across a scene cut", "label", "held",
 )  # fmt: skip
 """What the reasons of `pipeline.route.decide` begin with."""
 

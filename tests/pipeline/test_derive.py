@@ -19,8 +19,8 @@ from pipeline import rle
 from pipeline.derive import Plan, ReviewImages, Stretch, derive, prepared
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
+from pipeline.policy import Policy
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata
-from pipeline.route import Policy
 from pipeline.storage.manifest import FileRecord, derived_key, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 

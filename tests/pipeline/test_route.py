@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import StorageError
+from pipeline.policy import Policy
 from pipeline.records import DECISION, MASKS
-from pipeline.route import Policy, decide
+from pipeline.route import decide
 
 
 def facts(*rows: dict[str, Any]) -> pa.RecordBatch:
