@@ -69,6 +69,7 @@ class Ruled:
         predicted_n: (n,) bool, the model looked and nobody gave the mask.
         passes_n: (n,) bool, a scored prediction that no rule but the threshold stops.
         always_n: (n,) bool, accepted whatever the threshold: absent rows under `absent: accept` that no rule stops.
+        held_n: (n,) bool, a prediction that is held whatever the threshold.
         group_n: (n,) int64, number of the policy's group that counts for the row; -1 for none.
         threshold_n: (n,) float64, what `compared_n` may not exceed; -inf in a group that is never accepted.
     """
@@ -77,6 +78,7 @@ class Ruled:
     predicted_n: Mask
     passes_n: Mask
     always_n: Mask
+    held_n: Mask
     group_n: npt.NDArray[np.int64]
     threshold_n: Floats
 
@@ -125,12 +127,14 @@ class Examined:
 
     def ruled(self) -> Ruled:
         """What no threshold changes."""
-        stopped_n = np.zeros(len(self.predicted_n), dtype=bool)
+        stopped_n, held_n = np.zeros_like(self.predicted_n), np.zeros_like(self.predicted_n)
         for rule in self.rules(thresholds=False):
             if rule.to != "accept":
                 stopped_n |= rule.where_n
+            if rule.to == "hold":
+                held_n |= rule.where_n & self.predicted_n
         passes_n, always_n = self.scored_n & ~stopped_n, self.predicted_n & ~self.scored_n & ~stopped_n
-        return Ruled(self.compared_n, self.predicted_n, passes_n, always_n, self.group_n, self.threshold_n)
+        return Ruled(self.compared_n, self.predicted_n, passes_n, always_n, held_n, self.group_n, self.threshold_n)
 
     def rules(self, *, thresholds: bool = True) -> Iterator[Rule]:
         """Every rule in the order in which reasons are told, with or without those about the uncertainty."""
