@@ -44,6 +44,11 @@ def tokens_metadata(bank: HeadBank | None) -> dict[str, Any]:
     return {"mask_token_offset": 1 if bank is None else bank.mask_token_offset, "features": list(FEATURES)}
 
 
+def has_features(metadata: Mapping[str, Any]) -> bool:
+    """Whether a tokens file keeps this release's track features, which a stacker needs."""
+    return bool(metadata.get("features") == list(FEATURES))
+
+
 def token_offset(metadata: Mapping[str, Any], bank: HeadBank | None) -> int:
     """Which token was kept beside the IoU token: the chosen mask's own (1) or the one before it (0).
 
@@ -74,14 +79,14 @@ class TokenFile:
 
     Attributes:
         metadata: of the file.
-        has_features: whether it keeps this release's track features: what a stacker needs.
+        has_features: see there.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = pq.ParquetFile(path)
         schema = self._file.schema_arrow
         self.metadata = read_metadata(schema)
-        self.has_features = "features" in schema.names and self.metadata.get("features") == list(FEATURES)
+        self.has_features = has_features(self.metadata)
         names = ["frame_index", "object_id", "tokens", *(["features"] if self.has_features else [])]
         self._batches: Iterator[pa.RecordBatch] = self._file.iter_batches(BATCH_ROWS, columns=names)
         self._waiting = pa.table({name: pa.array([], schema.field(name).type) for name in names})
