@@ -4,8 +4,9 @@
     python benchmarks/retune.py --rows 1000000 --rows-per-video 100000 --threads 2
 
 
-
-anonymous memory is read while it works. A second run over the same output must change nothing.
+The facts are synthetic and go through the real writer and the real commits: four objects a video, run lengths of
+wobbling blobs, scores that wander as tracks do. Each size is retuned in a process of its own, whose anonymous memory is
+read while it works. A second run over the same output must change nothing.
 """
 
 from __future__ import annotations
