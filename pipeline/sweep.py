@@ -1,4 +1,4 @@
-"""Sweeps the threshold over stored labels: what each accepts, costs and, with truth, risks; in one pass, file by file."""
+"""Sweeps the threshold over stored labels: what each accepts, costs and, with truth, risks, in one pass over them."""
 
 from __future__ import annotations
 
@@ -116,6 +116,25 @@ class Sweep:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     policies: tuple[str, ...] = ()
 
+    @property
+    def thresholds_k(self) -> Floats:
+        """The grid, and NaN for the policy as it stands."""
+        return self.overall.thresholds_k
+
+    @property
+    def group_thresholds(self) -> list[float | None]:
+        """What the policy asks of each group; None: it accepts none of it."""
+        return [threshold_of(self.policy, group) for group in self.groups]
+
+
+def threshold_of(policy: Policy, group: Group) -> float | None:
+    """The threshold that counts for a group; None: nothing of it is accepted."""
+    for one in policy.groups:
+        asked = (one.source, one.label, one.model)
+        if all(mine is None or mine == theirs for mine, theirs in zip(asked, group, strict=True)):
+            return one.max_uncertainty
+    return policy.max_uncertainty
+
 
 @dataclass
 class _FileSums:
@@ -159,7 +178,7 @@ def sweep(
     edges = grid(policy)
     size = len(edges)
     tally = _Total(size, edges)
-    work = _Work(policy, edges, truth or {}, bad_iou)
+    work = _Work(policy, edges, truth or {}, bad_iou, len(labels.files))
     threads = threads or min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
     for done, one in enumerate(_in_order(work, labels.files, threads), 1):
         tally.add(one)
@@ -187,8 +206,9 @@ def _in_order(work: _Work, files: Sequence[LabelFile], threads: int) -> Iterator
 class _Work:
     """Sums up one file; called by several threads."""
 
-    def __init__(self, policy: Policy, edges: Floats, truth: Truth, bad_iou: float) -> None:
+    def __init__(self, policy: Policy, edges: Floats, truth: Truth, bad_iou: float, videos: int) -> None:
         self.policy, self.edges, self.truth, self.bad_iou = policy, edges, truth, bad_iou
+        self.videos = len(truth) or videos
 
     def __call__(self, file: LabelFile) -> _FileSums:
         sums = _FileSums(file)
@@ -236,12 +256,11 @@ class _Reader:
         self._frames(video_n, frame_n)
         self._truth(places, groups, label_n, videos, video_n, frame_n, object_n)
         if self._sums.candidates is None:
-            self._sums.candidates = Candidates(self._size)
+            self._sums.candidates = Candidates(self._size, self._work.truth, self._work.videos)
         seen_n = equals(batch, "visibility", "visible") & (places.accept_n < self._size)
         self._sums.candidates.add(
-            np.flatnonzero(seen_n), places.accept_n, videos, video_n, frame_n, object_n, compared_n,
-            frozenset(self._work.truth),
-        )  # fmt: skip
+            np.flatnonzero(seen_n), places.accept_n, videos, video_n, frame_n, object_n, compared_n
+        )
 
     def _videos(self, batch: pa.RecordBatch) -> tuple[Ints | None, list[str]]:
         """The video of each row as a number into the list; None where the file has one."""

@@ -1,8 +1,8 @@
 """The curve of a sweep: coverage, review load and risk with its interval at every threshold, from sums over rows.
 
-Risk is a ratio of sums over videos (bad rows to rows), so its variance is that of the ratio estimator, linearised, with the
-video as the unit: rows of a video are alike. The intervals are pointwise: each holds for a threshold that was chosen
-beforehand, not for the one that looks best, and none is a certificate.
+Risk is a ratio of sums over videos (bad rows to rows), so its variance is that of the ratio estimator, linearised, with
+the video as the unit: rows of a video are alike. The intervals are pointwise: each holds for a threshold that was
+chosen beforehand, not for the one that looks best, and none is a certificate.
 
 Source: Cochran, Sampling Techniques, ch. 6 (ratio estimates); Korn and Graubard 1998 (effective sample size).
 """
@@ -22,7 +22,7 @@ GRID = 200
 
 @dataclass(frozen=True)
 class Risk:
-    """Estimates from rows with truth at each threshold, NaN where none is accepted (or, of bounds, fewer than two videos).
+    """Estimates from rows with truth at each threshold, NaN where none is accepted; bounds need two videos.
 
     Args:
         rows_k, videos_k: accepted rows with truth, and their videos.
@@ -84,8 +84,8 @@ def curve(sums: Sums, thresholds_k: Floats, confidence: float) -> Curve:
 def risk(moments: Moments, confidence: float) -> Risk:
     """Error rate and mean IoU of the accepted rows at each threshold, with intervals over videos.
 
-    The error rate's is Wilson's with the effective sample size of the linearised variance, so that it neither leaves 0..1
-    nor closes where no bad row was seen (then every video counts as one row); the mean IoU's is Student's, cut to 0..1.
+    The error rate's is Wilson's with the effective sample size of the linearised variance, so that it neither leaves
+    0..1 nor closes where no bad row was seen (a video is one row then). The mean IoU's is Student's, cut to 0..1.
     """
     rows_k, weight_k, bad_k, iou_sum_k = moments.sums_ck
     weight2_k, bad2_k, bad_weight_k, iou2_k, iou_weight_k = moments.products_ck

@@ -1,4 +1,4 @@
-"""Rows to look at near each threshold: one for each step of the grid, drawn by a hash, so that a second sweep shows the same."""
+"""Rows to look at near each threshold, one for each step of the grid; drawn by a hash, so every sweep shows the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.sweep_input import LabelFile
 
-UNKNOWN = np.uint64(1) << np.uint64(63)
-"""Added to the draw of a row without truth: where there is truth, one would rather see it."""
+VIDEOS = 16
+"""About so many videos give examples: a picture of each has to be decoded."""
+_WITHOUT_TRUTH, _ASIDE = np.uint64(1) << np.uint64(63), np.uint64(1) << np.uint64(62)
+"""Added to the draw of rows that come last: where there is truth one would rather see it, and not all videos."""
 
 
 class Example(NamedTuple):
@@ -36,11 +38,15 @@ class Example(NamedTuple):
 class Candidates:
     """One row for each bin, of what a file or all files have.
 
-    Args:    size: of the grid.
+    Args:
+        size: of the grid.
+        with_truth: videos that are preferred.
+        videos: how many there are about, of those that are preferred if any is.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, with_truth: Collection[str] = (), videos: int = 0) -> None:
+        self._size, self._with_truth = size, with_truth
+        self._one_in = max(1, videos // VIDEOS)
         self._draw_b = np.full(size, np.iinfo(np.uint64).max, np.uint64)
         self._rows: dict[int, tuple[str, int, int, float]] = {}
         self._files: dict[int, LabelFile] = {}
@@ -55,7 +61,6 @@ class Candidates:
         frame_n: NDArray[Any],
         object_n: NDArray[Any],
         compared_n: NDArray[np.float64],
-        with_truth: Collection[str],
     ) -> None:
         """Rows of a batch.
 
@@ -63,7 +68,6 @@ class Candidates:
             row_m: which rows of it may be examples.
             bin_n: of each row.
             videos, video_n: ids, and the number of each row's; None where all are of the first.
-            with_truth: videos that are preferred.
         """
         if not len(row_m):
             return
@@ -74,7 +78,7 @@ class Candidates:
         slot_b[bin_n[turned]] = turned  # of several rows of a bin the last one stays
         bins = np.flatnonzero(slot_b >= 0)
         rows = slot_b[bins]
-        seeds = np.array([_seed(one, one in with_truth) for one in videos], np.uint64)
+        seeds = np.array([self._seed(one) for one in videos], np.uint64)
         seed_m = np.full(len(rows), seeds[0]) if video_n is None else seeds[video_n[rows]]
         draw_m = _draw(seed_m, frame_n[rows], object_n[rows])
         better = np.flatnonzero(draw_m < self._draw_b[bins])
@@ -89,22 +93,21 @@ class Candidates:
             self._rows[one], self._files[one] = other._rows[one], file
         self._draw_b = np.minimum(self._draw_b, other._draw_b)
 
+    def _seed(self, video_id: str) -> int:
+        number = int.from_bytes(hashlib.sha256(f"example:{video_id}".encode()).digest()[:8], "big") >> 2
+        aside = 0 if number % self._one_in == 0 else int(_ASIDE)
+        return number | aside | (0 if not self._with_truth or video_id in self._with_truth else int(_WITHOUT_TRUTH))
+
     def examples(self) -> list[Example]:
         """What was drawn, by bin."""
         return [Example(one, self._files[one], *self._rows[one]) for one in sorted(self._rows)]
 
 
-def _seed(video_id: str, known: bool) -> int:
-    """Of a video; the highest bit marks those without truth."""
-    number = int.from_bytes(hashlib.sha256(f"example:{video_id}".encode()).digest()[:8], "big") >> 1
-    return number if known else number | int(UNKNOWN)
-
-
 def _draw(seed_m: NDArray[np.uint64], frame_m: NDArray[Any], object_m: NDArray[Any]) -> NDArray[np.uint64]:
-    """A number per row that depends on nothing but video, frame and object."""
-    state = seed_m & ~UNKNOWN
+    """A number per row made of frame, object and the seed of its video, whose two high bits stay."""
+    state = seed_m.copy()
     with np.errstate(over="ignore"):
         for part in (frame_m, object_m):
             state = (state + part.astype(np.int64).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
             state ^= state >> np.uint64(29)
-    return (state >> np.uint64(1)) | (seed_m & UNKNOWN)
+    return (state >> np.uint64(2)) | (seed_m & (_WITHOUT_TRUTH | _ASIDE))

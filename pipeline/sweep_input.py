@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from pipeline.errors import MasksieveError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.policy import Policy
-from pipeline.records import HEAD_COLUMNS, LOW_CARDINALITY, SCHEMA_VERSION, read_metadata, upgraded
+from pipeline.records import LOW_CARDINALITY, SCHEMA_VERSION, read_metadata, upgraded
 from pipeline.settings import StorageSettings
 from pipeline.storage.manifest import VIDEO_ID
 from pipeline.storage.objects import ObjectStore
-from usam.targets import STACKED
+from usam.targets import STACKED, TRACKED_HEAD
 
 BATCH_ROWS = 1 << 17
 DATED = 200
@@ -38,7 +38,7 @@ _RULE_COLUMNS = {
     "max_task_gap": ("task_gap",),
 }
 _ALWAYS = ("frame_index", "object_id", "label", "visibility", "prompted", "auto", "across_cut", "score_source")
-_SCORES = ("sam_score", "object_score", STACKED, *HEAD_COLUMNS)
+_SCORES = ("sam_score", "object_score", TRACKED_HEAD, STACKED)
 
 
 class SweepError(MasksieveError):

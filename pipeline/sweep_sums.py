@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 STEPS = 1000
 COUNTS = ("rows", "predicted", "held", "unscored", "always", "accepted_now", "stretches_now")
 ROWS, WEIGHT, BAD, IOU = 0, 1, 2, 3
-"""What is summed over rows with truth: rows, so many rows they stand for, those of them below bad_iou, and their IoU."""
+"""What is summed over rows with truth: rows, so many rows they stand for, those of these below bad_iou, their IoU."""
 
 
 def grid(policy: Policy) -> Floats:
@@ -87,7 +87,7 @@ class Sums:
     @property
     def accepted_k(self) -> Ints:
         """(k + 1,) rows accepted at each threshold, and now."""
-        return np.r_[np.cumsum(self.accept_b[:-1]), self.counts["accepted_now"]]
+        return np.append(np.cumsum(self.accept_b[:-1]), self.counts["accepted_now"])
 
     @property
     def flagged_k(self) -> Ints:
@@ -97,7 +97,7 @@ class Sums:
     @property
     def stretches_k(self) -> Ints:
         """(k + 1,) stretches that a person sees."""
-        return np.r_[np.cumsum(self.starts_b[:-1]), self.counts["stretches_now"]]
+        return np.append(np.cumsum(self.starts_b[:-1]), self.counts["stretches_now"])
 
     @property
     def with_truth(self) -> int:
