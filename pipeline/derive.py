@@ -7,10 +7,8 @@ wrote the file since it looked.
 
 from __future__ import annotations
 
-import bisect
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +16,24 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.backing import backing
+from pipeline.columns import equals
 from pipeline.errors import ForgottenError, StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
 from pipeline.policy import Policy
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
-from pipeline.route import decide
+from pipeline.route import CHOICES, Sides, decide
 from pipeline.storage.manifest import ROW_GROUP_ROWS, ParquetFile, derived_key
 from pipeline.storage.objects import ObjectStore
+from pipeline.stretches import Places, Stretch, StretchFinder
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 2048
+BATCH_ROWS = 16_384
 ATTEMPTS = 10
 COUNTS = (
     "rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches", "objects",
@@ -46,27 +48,6 @@ class ReviewImages(NamedTuple):
     overlay_uri: str | None
 
 
-@dataclass
-class Stretch:
-    """Consecutive flagged rows of one object: one thing for a person to look at.
-
-    Args:
-        review_id: stable: made from video, object, kind and first frame.
-        kind: review, or audit for one accepted row that was drawn.
-        representative_frame: the one of highest uncertainty, the first of equals.
-        uncertainty: of that frame; None if none was scored.
-    """
-
-    review_id: str
-    kind: Literal["review", "audit"]
-    object_id: int
-    first_frame: int
-    last_frame: int
-    rows: int
-    representative_frame: int
-    uncertainty: float | None
-
-
 @dataclass(frozen=True)
 class Derived:
     """What a derivation did.
@@ -75,6 +56,7 @@ class Derived:
         status: written; unchanged (this generation and policy were there); fenced (a newer generation is committed).
         counts: by `COUNTS`: rows by decision and by visibility, given and audited ones, stretches, objects.
         pictured: whether somebody who had the video made the pictures of the review list.
+        certified: whether evidence stood behind the thresholds when the labels were derived.
     """
 
     status: Literal["written", "unchanged", "fenced"]
@@ -84,6 +66,7 @@ class Derived:
     labels_uri: str
     review_uri: str
     pictured: bool
+    certified: bool = False
 
 
 Images = Callable[[Sequence[Stretch]], Mapping[str, ReviewImages]]
@@ -105,7 +88,8 @@ def derive(
                  derivation of the same generation named. Where that had none to give, they are made now.
     Returns: what was done; doing it again changes nothing.
     Raises:  StorageError if the video was never committed, its facts are damaged or a later release wrote them;
-             ForgottenError if it was forgotten meanwhile (nothing is left).
+             ForgottenError if it was forgotten meanwhile (nothing is left);
+             CertificateError if the output lacks the certificate that the policy names.
     """
     repairing = False
     for _ in range(ATTEMPTS):
@@ -142,10 +126,8 @@ def _take_back_forgotten(store: ObjectStore, ledger: Ledger, commit: Commit) -> 
 class Plan:
     """A derivation that is computed and not yet published. Made by `prepared`."""
 
-    def __init__(
-        self, store: ObjectStore, commit: Commit, policy: Policy, counts: Mapping[str, int], pictured: bool
-    ) -> None:
-        self.store, self.commit, self.policy, self.counts, self.pictured = store, commit, policy, counts, pictured
+    def __init__(self, store: ObjectStore, commit: Commit, metadata: Mapping[str, Any]) -> None:
+        self.store, self.commit, self.metadata = store, commit, metadata
         self.files: dict[str, ParquetFile] = {}
 
     def publish(self, ledger: Ledger) -> Derived:
@@ -153,8 +135,8 @@ class Plan:
         for layer in ("review", "labels"):
             if not self._publish_layer(ledger, layer):
                 logger.info("generation %d of %s is fenced off", self.commit.generation, self.commit.video_id)
-                return self._derived("fenced")
-        return self._derived("written")
+                return _derived(self.store, self.commit, "fenced", self.metadata)
+        return _derived(self.store, self.commit, "written", self.metadata)
 
     def _publish_layer(self, ledger: Ledger, layer: str) -> bool:
         key = derived_key(layer, self.commit.first_seen, self.commit.video_id)
@@ -167,9 +149,6 @@ class Plan:
                 return True
         raise StorageError(f"to replace {self.store.uri(key)}", "a rival each time", "derive again later")
 
-    def _derived(self, status: Literal["written", "fenced"]) -> Derived:
-        return _derived(self.store, self.commit, status, self.policy.policy_id, self.counts, self.pictured)
-
 
 @contextmanager
 def prepared(
@@ -180,125 +159,116 @@ def prepared(
     row_group_rows: int = ROW_GROUP_ROWS,
     scratch_dir: Path | None = None,
 ) -> Iterator[Plan]:
-    """Compute both files on scratch; they end with the block. Memory does not grow with the video."""
+    """Compute both files on scratch; they end with the block. Memory does not grow with the video.
+
+    Raises: as `derive`.
+    """
     with ExitStack() as stack:
         facts = pq.ParquetFile(stack.enter_context(local_facts(store, commit, scratch_dir)))
-        stretches, counts = _survey(facts, policy, commit.video_id)
-        pictures = images(stretches) if images else _earlier_images(store, commit, stretches)
-        pictured = images is not None or _pictured(store, commit)
-        plan = Plan(store, commit, policy, counts, pictured)
+        facts_metadata = read_metadata(facts.schema_arrow)
+        behind = backing(store, policy, facts_metadata)
+        model = (facts_metadata.get("model") or {}).get("name")
+        where: dict[str, Any] = {"source": commit.first_seen, "model": model}
+        light, whole = _passes(facts, str(facts_metadata.get("schema_version")))
+        places, counts = _survey(light, policy, commit.video_id, where)
+        pictures = images(places.seen) if images else _earlier_images(store, commit, places.seen)
         metadata = {
-            **read_metadata(facts.schema_arrow),
+            **facts_metadata,
             "schema_version": SCHEMA_VERSION,
             "generation": commit.generation,
             "facts_sha256": commit.file("masks").sha256,
             "policy": policy.model_dump(mode="json"),
             "policy_id": policy.policy_id,
-            "certified": policy.certified,
+            "certified": behind.certified,
+            **({} if behind.text is None else {"evidence": behind.text}),
             "counts": counts,
-            "pictured": pictured,
+            "pictured": images is not None or _pictured(store, commit),
         }
+        plan = Plan(store, commit, metadata)
         for layer, schema in (("labels", LABELS), ("review", REVIEW)):
             file = ParquetFile(schema, metadata, row_group_rows=row_group_rows, scratch_dir=scratch_dir)
             plan.files[layer] = stack.enter_context(file)
-        finder = _Finder(stretches, pictures)
-        for batch in _batches(facts, MASKS.names):
-            decisions = decide(batch, policy)
+        review = _Review(places, pictures)
+        for batch in whole:
+            decisions = decide(batch, policy, **where, unseen=places.unseen, calibrated=behind.calibrated)
             columns = [batch.column(name) for name in MASKS.names] + decisions.columns
             rows = pa.RecordBatch.from_arrays(columns, schema=LABELS)
             plan.files["labels"].write(rows)
-            flagged = rows.filter(pa.array(_flagged(decisions)))
+            flagged = rows.filter(_flagged(decisions))
             if flagged.num_rows:
-                plan.files["review"].write(finder.complete(flagged))
+                plan.files["review"].write(review.rows(flagged))
         for file in plan.files.values():
             file.finish()
         yield plan
 
 
-def _batches(facts: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The facts in batches, with the columns of today's schema."""
-    version = str(read_metadata(facts.schema_arrow).get("schema_version"))
-    there = [name for name in names if name in facts.schema_arrow.names]
-    for batch in facts.iter_batches(BATCH_ROWS, columns=there):
+def _passes(facts: pq.ParquetFile, version: str) -> tuple[Iterable[pa.RecordBatch], Iterable[pa.RecordBatch]]:
+    """The light columns and then all columns of the facts, in batches of today's schema; a small file is read once."""
+    if facts.metadata.num_rows <= BATCH_ROWS:
+        whole = list(_batches(facts, MASKS.names, version))
+        return whole, whole
+    light = [name for name in MASKS.names if name not in HEAVY_COLUMNS]
+    return _batches(facts, light, version), _batches(facts, MASKS.names, version)
+
+
+def _batches(facts: pq.ParquetFile, names: Sequence[str], version: str) -> Iterator[pa.RecordBatch]:
+    there = set(facts.schema_arrow.names)
+    for batch in facts.iter_batches(BATCH_ROWS, columns=[name for name in names if name in there]):
         yield upgraded(batch, version)
 
 
-def _flagged(decisions: pa.RecordBatch) -> Any:
-    decision = decisions.column("decision").to_numpy(zero_copy_only=False)
-    return (decision == "review") | decisions.column("audit").to_numpy(zero_copy_only=False)
+def _flagged(decisions: pa.RecordBatch) -> pa.Array:
+    return pc.or_(pc.equal(decisions.column("decision"), "review"), decisions.column("audit"))
 
 
-def _survey(facts: pq.ParquetFile, policy: Policy, video_id: str) -> tuple[list[Stretch], dict[str, int]]:
-    """Stretches by object and first frame, and the counts, in one pass over the light columns."""
-    names = [name for name in MASKS.names if name not in HEAVY_COLUMNS]
-    stretches: list[Stretch] = []
-    running: dict[int, Stretch | None] = {}
+def _survey(
+    batches: Iterable[pa.RecordBatch], policy: Policy, video_id: str, where: Mapping[str, Any]
+) -> tuple[Places, dict[str, int]]:
+    """The stretches and the counts, in one pass over the light columns."""
     counts = dict.fromkeys(COUNTS, 0)
-    for batch in _batches(facts, names):
-        decisions = decide(batch, policy)
-        visibility, prompted = batch.column("visibility").to_pylist(), batch.column("prompted").to_pylist()
-        decided, audited = decisions.column("decision").to_pylist(), decisions.column("audit").to_pylist()
+    finder = StretchFinder(video_id)
+    for batch in batches:
+        sides = Sides(batch, policy, **where)
         counts["rows"] += batch.num_rows
-        counts["audit"] += sum(audited)
-        for name in ("accept", "review", "hold"):
-            counts[name] += decided.count(name)
+        counts["audit"] += int(sides.audit_n.sum())
+        for name, count in zip(CHOICES, np.bincount(sides.choice_n, minlength=3).tolist(), strict=True):
+            counts[name] += count
         for name in ("visible", "absent", "untracked"):
-            counts[name] += visibility.count(name)
-        counts["given"] += prompted.count("mask")
-        columns = (
-            batch.column("object_id").to_pylist(),
-            batch.column("frame_index").to_pylist(),
-            decided,
-            audited,
-            decisions.column("uncertainty").to_pylist(),
-        )
-        for object_id, frame, decision, audit, uncertainty in zip(*columns, strict=True):
-            if decision != "review" and not audit:
-                running[object_id] = None
-                continue
-            kind: Literal["review", "audit"] = "audit" if audit else "review"
-            stretch = running.get(object_id)
-            if stretch is None or audit or stretch.kind != kind:
-                text = f"{video_id}:{object_id}:{kind}:{frame}"
-                review_id = hashlib.sha256(text.encode()).hexdigest()[:20]
-                stretch = Stretch(review_id, kind, object_id, frame, frame, 0, frame, uncertainty)
-                stretches.append(stretch)
-                running[object_id] = stretch
-            stretch.last_frame = frame
-            stretch.rows += 1
-            if uncertainty is not None and (stretch.uncertainty is None or uncertainty > stretch.uncertainty):
-                stretch.representative_frame, stretch.uncertainty = frame, uncertainty
-    counts["stretches"], counts["objects"] = len(stretches), len(running)
-    return sorted(stretches, key=lambda item: (item.object_id, item.first_frame)), counts
+            counts[name] += int(equals(batch, "visibility", name).sum())
+        counts["given"] += int(equals(batch, "prompted", "mask").sum())
+        finder.add(*_numbers(batch), sides)
+    places = Places(finder.stretches(), policy.review_stretches_per_video)
+    counts["review"] -= places.unseen_rows
+    counts["hold"] += places.unseen_rows
+    counts["stretches"], counts["objects"] = len(places.seen), finder.objects
+    return places, counts
 
 
-class _Finder:
-    """Finds the stretch of a row and fills the columns that REVIEW adds."""
+def _numbers(rows: pa.RecordBatch) -> tuple[Any, Any]:
+    """object_id and frame_index."""
+    return rows.column("object_id").to_numpy(), rows.column("frame_index").to_numpy()
 
-    def __init__(self, stretches: Sequence[Stretch], images: Mapping[str, ReviewImages]) -> None:
-        self._stretches = stretches
-        self._keys = [(stretch.object_id, stretch.first_frame) for stretch in stretches]
-        self._images = images
 
-    def complete(self, labels: pa.RecordBatch) -> pa.RecordBatch:
+class _Review:
+    """Fills the columns that REVIEW adds."""
+
+    def __init__(self, places: Places, images: Mapping[str, ReviewImages]) -> None:
+        self._places = places
+        self._id_s = pa.array([one.review_id for one in places.all], pa.string())
+        self._frame_s = np.array([one.representative_frame for one in places.all], np.int64)
+        none = ReviewImages(None, None)
+        self._images = [images.get(one.review_id, none) for one in places.all]
+
+    def rows(self, labels: pa.RecordBatch) -> pa.RecordBatch:
         """Rows of REVIEW from flagged rows of LABELS."""
-        ids: list[str] = []
-        representative: list[bool] = []
-        pictures: list[ReviewImages] = []
-        where = zip(labels.column("object_id").to_pylist(), labels.column("frame_index").to_pylist(), strict=True)
-        for object_id, frame in where:
-            stretch = self._stretches[bisect.bisect_right(self._keys, (object_id, frame)) - 1]
-            first_look = frame == stretch.representative_frame
-            ids.append(stretch.review_id)
-            representative.append(first_look)
-            none = ReviewImages(None, None)
-            pictures.append(self._images.get(stretch.review_id, none) if first_look else none)
-        added = [
-            pa.array(ids, pa.string()),
-            pa.array(np.array(representative, dtype=bool)),
-            pa.array([picture.frame_uri for picture in pictures], pa.string()),
-            pa.array([picture.overlay_uri for picture in pictures], pa.string()),
-        ]
+        object_n, frame_n = _numbers(labels)
+        place_n = self._places.of(object_n, frame_n)
+        first_look_n = frame_n == self._frame_s[place_n]
+        pictures = [self._images[place] for place in place_n[first_look_n].tolist()]
+        added = [self._id_s.take(pa.array(place_n)), pa.array(first_look_n)]
+        for uris in ([one.frame_uri for one in pictures], [one.overlay_uri for one in pictures]):
+            picked = np.where(first_look_n, np.cumsum(first_look_n) - 1, 0)
+            added.append(pa.array(uris, pa.string()).take(pa.array(picked, mask=~first_look_n)))
         return pa.RecordBatch.from_arrays([*labels.columns, *added], schema=REVIEW)
 
 
@@ -327,22 +297,19 @@ def _present(store: ObjectStore, commit: Commit) -> Derived | None:
         return None
     if labels.get("generation") != commit.generation:
         return None
-    pictured = bool(review.get("pictured", True))
-    return _derived(store, commit, "unchanged", str(labels["policy_id"]), labels["counts"], pictured)
+    return _derived(store, commit, "unchanged", {**labels, "pictured": review.get("pictured", True)})
 
 
 def _derived(
-    store: ObjectStore,
-    commit: Commit,
-    status: Literal["written", "unchanged", "fenced"],
-    policy_id: str,
-    counts: Mapping[str, int],
-    pictured: bool,
+    store: ObjectStore, commit: Commit, status: Literal["written", "unchanged", "fenced"], metadata: Mapping[str, Any]
 ) -> Derived:
     labels, review = (
         store.uri(derived_key(layer, commit.first_seen, commit.video_id)) for layer in ("labels", "review")
     )
-    return Derived(status, commit.generation, policy_id, counts, labels, review, pictured)
+    return Derived(
+        status, commit.generation, str(metadata["policy_id"]), metadata["counts"], labels, review,
+        bool(metadata["pictured"]), bool(metadata.get("certified")),
+    )  # fmt: skip
 
 
 def _pictured(store: ObjectStore, commit: Commit) -> bool:

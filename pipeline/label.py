@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline import temporal
-from pipeline.derive import Derived, ReviewImages, Stretch, derive
+from pipeline.derive import Derived, ReviewImages, derive
 from pipeline.discover import automatic_prompts
 from pipeline.drops import drop_name
 from pipeline.encode import RowContext
@@ -38,6 +38,7 @@ from pipeline.source import LocalVideo, find_prompts, local_video, source_exists
 from pipeline.stages import Job, run_stages
 from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
+from pipeline.stretches import Stretch
 from pipeline.tokens import tokens_metadata
 from pipeline.video.probe import VideoInfo, probe_video
 from pipeline.video.sample import Sample, is_sampled

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.derive import ReviewImages, Stretch
+from pipeline.derive import ReviewImages
 from pipeline.ledger import Commit
 from pipeline.render.overlay import MaskView, draw_frame
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
+from pipeline.stretches import Stretch
 from pipeline.video.probe import VideoInfo
 from pipeline.video.stream import FrameStream
 

@@ -51,7 +51,7 @@ def decide(
     *,
     source: str = "",
     model: str | None = None,
-    unseen_n: Mask | None = None,
+    unseen: Callable[[Rows, Mask], Mask] | None = None,
     calibrated: Callable[[Floats], Floats] | None = None,
 ) -> pa.RecordBatch:
     """Decide every row of a batch of facts.
@@ -64,7 +64,7 @@ def decide(
     Args:    facts: rows with `FACT_COLUMNS` and every column that `score_source` names.
              policy: the thresholds.
              source, model: the drop under which readers find the video, and the model that made the facts, for groups.
-             unseen_n: (n,) bool, rows that would go to review and for which the review budget has no room.
+             unseen: from the rows and those to review to those of them that the review budget has no room for.
              calibrated: from predicted to calibrated IoU; None leaves that column null.
     Returns: the columns of `DECISION`, one row per row of facts. Uncertainty is 1 - score, null for given, untracked
              and unscored rows. Weight is the calibrated IoU of accepted rows, else 1 - uncertainty (1 where given or
@@ -80,8 +80,8 @@ def decide(
     reasons.suggest_by_gap(facts, sides.examined.high_n, policy)
     for rule in sides.rules:
         reasons.add(rule)
-    if unseen_n is not None:
-        held_n = unseen_n & (choice_n == 1)
+    if unseen is not None and policy.review_stretches_per_video is not None:
+        held_n = unseen(facts, choice_n == 1)
         text = f"held: the review budget of {policy.review_stretches_per_video} stretches is spent"
         reasons.add(Rule(held_n, "hold", reason_texts.always(text)))
         choice_n[held_n] = 2

@@ -16,13 +16,14 @@ import pytest
 
 from pipeline import derive as derivation
 from pipeline import rle
-from pipeline.derive import Plan, ReviewImages, Stretch, derive, prepared
+from pipeline.derive import Plan, ReviewImages, derive, prepared
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.policy import Policy
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata
 from pipeline.storage.manifest import FileRecord, derived_key, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
+from pipeline.stretches import Stretch
 
 VIDEO = "ab" * 32
 SCORES = {1: [0.9, 0.5, 0.3, 0.4, 0.9, 0.2], 2: [0.9, 0.9, 0.9, 0.9, 0.9, 0.9]}
