@@ -28,6 +28,15 @@ class Backing:
     calibrated: Isotonic | None = None
 
 
+def require_certificate(store: ObjectStore, policy: Policy) -> None:
+    """Find out before the work that the output lacks the certificate which the policy names.
+
+    Raises: CertificateError.
+    """
+    if policy.certificate is not None:
+        read_certificate(store, policy.certificate)
+
+
 def backing(store: ObjectStore, policy: Policy, facts: Mapping[str, Any]) -> Backing:
     """Read the certificate that a policy names, and hold it against what made some facts.
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline import temporal
+from pipeline.backing import require_certificate
 from pipeline.derive import Derived, ReviewImages, derive
 from pipeline.discover import automatic_prompts
 from pipeline.drops import drop_name
@@ -117,6 +118,7 @@ def label_video(
         found = find_prompts(prompts, video, settings.storage)
     store = ObjectStore(out, settings.storage)
     store.probe_conditional_put()  # an output that cannot be written is found before the work, not after it
+    require_certificate(store, settings.policy)
     ledger = Ledger(store)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder(settings)))
@@ -183,7 +185,7 @@ def label_video(
             discard_checkpoint(checkpoints, key, made_by)
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
         return report_of(
-            video, commit, derived, len(sample), found, score_head(bank), settings, "duplicate" if twin else fresh,
+            video, commit, derived, len(sample), found, score_head(bank), "duplicate" if twin else fresh,
             propagated, info.damage, time.monotonic() - started,
         )  # fmt: skip
 

@@ -19,11 +19,11 @@ from pydantic import (
 )  # fmt: skip
 
 from pipeline.checked_yaml import first_mistake, read_yaml
-from pipeline.errors import MasksieveError
+from pipeline.errors import SettingsError
 
 
-class PolicyError(MasksieveError):
-    """A policy that cannot be read, contradicts itself, or names evidence that is not there."""
+class PolicyError(SettingsError):
+    """A policy that cannot be read, or contradicts itself."""
 
 
 class _Frozen(BaseModel):
@@ -141,11 +141,6 @@ class Policy(_Frozen):
         """Hash of everything that the policy says; equal policies have equal ids."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    @property
-    def certified(self) -> bool:
-        """Whether a certificate is named. What it is worth, `pipeline.certificate.evidence` says."""
-        return self.certificate is not None
 
 
 _LATER_FIELDS = (

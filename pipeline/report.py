@@ -8,7 +8,6 @@ from typing import Literal
 from pipeline.derive import Derived
 from pipeline.ledger import Commit
 from pipeline.prompts import PromptSet
-from pipeline.settings import Settings
 
 Status = Literal["labelled", "re-decided", "unchanged", "duplicate", "failed"]
 
@@ -59,7 +58,6 @@ def report_of(
     num_frames: int,
     prompts: PromptSet,
     score_source: str,
-    settings: Settings,
     fresh: bool | Literal["duplicate"],
     propagated: int,
     damage: str | None,
@@ -93,7 +91,7 @@ def report_of(
         error=None,
         labels_uri=derived.labels_uri,
         review_uri=derived.review_uri,
-        certified=settings.policy.certified,
+        certified=derived.certified,
         score_source=score_source,
         damage=damage,
     )

@@ -316,11 +316,6 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
 def _check(tree: Mapping[str, Any], source: str) -> Settings:
     """Validated settings, or an error that names the first wrong key."""
     try:
-        settings = Settings.model_validate(tree)
-        if settings.policy.certificate is not None:  # nothing can verify one yet, so none may call itself certified
-            raise SettingsError(
-                f"policy.certificate in {source} to be null", repr(settings.policy.certificate), "leave it out"
-            )
-        return settings
+        return Settings.model_validate(tree)
     except ValidationError as error:
         raise SettingsError(*first_mistake(error, Settings, source)) from None

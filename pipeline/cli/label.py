@@ -63,6 +63,7 @@ def label(
     clip.mp4 pairs with [bold]clip.prompts.json[/] beside it; without one it fails, or its objects are found with
     [bold]--auto-prompts[/]. A second run of the same work changes nothing.
     """
+    from pipeline.backing import require_certificate
     from pipeline.checkpoints import model_spec
     from pipeline.drops import find_videos
     from pipeline.storage.objects import ObjectStore
@@ -75,7 +76,7 @@ def label(
     settings = make_settings(config, set_, model=model)
     with reading_the_call():  # a mistake here is told before any video is looked at
         model_spec(settings.model.name)
-        ObjectStore(out, settings.storage)
+        require_certificate(ObjectStore(out, settings.storage), settings.policy)
     if prompts and "://" not in prompts and not Path(prompts).expanduser().exists():
         raise CallError(f"prompts at {prompts}", "nothing", "check the path")
     with reading_the_call(PromptError):

@@ -198,8 +198,12 @@ def test_an_empty_word_is_refused(
     assert calls == []
 
 
-def test_nobody_can_call_a_policy_certified_yet(run: Run, calls: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert run("label", _videos(tmp_path, "a"), "--set", "policy.certificate=foo") == 2
+def test_a_certificate_that_the_output_does_not_have_is_told_before_the_work(
+    run: Run, calls: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--out", tmp_path / "out", "--set", "policy.certificate=0123456789abcdef")
+    assert run("label", _videos(tmp_path, "a"), *words) == 2
+    assert "expected a certificate 0123456789abcdef" in capsys.readouterr().err
     assert calls == []
 
 
