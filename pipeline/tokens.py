@@ -89,7 +89,7 @@ class TokenFile:
         self.has_features = has_features(self.metadata)
         names = ["frame_index", "object_id", "tokens", *(["features"] if self.has_features else [])]
         self._batches: Iterator[pa.RecordBatch] = self._file.iter_batches(BATCH_ROWS, columns=names)
-        self._waiting = pa.table({name: pa.array([], schema.field(name).type) for name in names})
+        self._waiting = pa.schema([schema.field(name) for name in names]).empty_table()
 
     def beside(self, facts: pa.RecordBatch) -> Beside:
         """The tokens of the next rows of facts.

@@ -85,7 +85,7 @@ def _exit_code(found: list[Rescored]) -> int:
 
 
 def _tell(found: list[Rescored]) -> None:
-    console, sums = results(), Counter(one.status for one in found)
+    console, sums = results(), Counter[str](one.status for one in found)
     console.print(", ".join(f"{sums[name]:,} {words}" for name, words in WORDS.items() if sums[name]), soft_wrap=True)
     scored = [one for one in found if one.status in ("rescored", "unchanged")]
     rows = sum((Counter(one.decisions) for one in scored), Counter[str]())
