@@ -8,7 +8,7 @@ wrote the file since it looked.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,25 +20,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backing import backing
-from pipeline.columns import equals
 from pipeline.errors import ForgottenError, StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
 from pipeline.policy import Policy
-from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata, upgraded
-from pipeline.route import CHOICES, Sides, decide
+from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata
+from pipeline.route import decide
 from pipeline.storage.manifest import ROW_GROUP_ROWS, ParquetFile, derived_key
 from pipeline.storage.objects import ObjectStore
-from pipeline.stretches import Places, Stretch, StretchFinder
+from pipeline.stretches import Places, Stretch
+from pipeline.survey import numbers, survey
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 16_384
 ATTEMPTS = 10
-COUNTS = (
-    "rows", "accept", "review", "hold", "visible", "absent", "untracked", "given", "audit", "stretches", "objects",
-)  # fmt: skip
-HEAVY_COLUMNS = ("rle", "bbox_xyxy", "video_uri")
 
 
 class ReviewImages(NamedTuple):
@@ -54,7 +49,7 @@ class Derived:
 
     Args:
         status: written; unchanged (this generation and policy were there); fenced (a newer generation is committed).
-        counts: by `COUNTS`: rows by decision and by visibility, given and audited ones, stretches, objects.
+        counts: by `pipeline.survey.COUNTS`: rows by decision and by visibility, given and audited, stretches, objects.
         pictured: whether somebody who had the video made the pictures of the review list.
         certified: whether evidence stood behind the thresholds when the labels were derived.
     """
@@ -84,8 +79,8 @@ def derive(
 ) -> Derived:
     """Write `labels/` and `review/` of a video from its highest generation.
 
-    Args:    images: called with the stretches; gives pictures by review_id. None keeps those that an earlier
-                 derivation of the same generation named. Where that had none to give, they are made now.
+    Args:    images: called with the stretches; gives pictures by review_id. None takes those that were made of the same
+                 generation before.
     Returns: what was done; doing it again changes nothing.
     Raises:  StorageError if the video was never committed, its facts are damaged or a later release wrote them;
              ForgottenError if it was forgotten meanwhile (nothing is left);
@@ -167,10 +162,8 @@ def prepared(
         facts = pq.ParquetFile(stack.enter_context(local_facts(store, commit, scratch_dir)))
         facts_metadata = read_metadata(facts.schema_arrow)
         behind = backing(store, policy, facts_metadata)
-        model = (facts_metadata.get("model") or {}).get("name")
-        where: dict[str, Any] = {"source": commit.first_seen, "model": model}
-        light, whole = _passes(facts, str(facts_metadata.get("schema_version")))
-        places, counts = _survey(light, policy, commit.video_id, where)
+        surveyed = survey(facts, policy, commit)
+        places, counts = surveyed.places, surveyed.counts
         pictures = images(places.seen) if images else _earlier_images(store, commit, places.seen)
         metadata = {
             **facts_metadata,
@@ -189,8 +182,11 @@ def prepared(
             file = ParquetFile(schema, metadata, row_group_rows=row_group_rows, scratch_dir=scratch_dir)
             plan.files[layer] = stack.enter_context(file)
         review = _Review(places, pictures)
-        for batch in whole:
-            decisions = decide(batch, policy, **where, unseen=places.unseen, calibrated=behind.calibrated)
+        for batch in surveyed.batches():
+            decisions = decide(
+                batch, policy, source=commit.first_seen, model=surveyed.model, unseen=places.unseen,
+                calibrated=behind.calibrated,
+            )  # fmt: skip
             columns = [batch.column(name) for name in MASKS.names] + decisions.columns
             rows = pa.RecordBatch.from_arrays(columns, schema=LABELS)
             plan.files["labels"].write(rows)
@@ -202,51 +198,8 @@ def prepared(
         yield plan
 
 
-def _passes(facts: pq.ParquetFile, version: str) -> tuple[Iterable[pa.RecordBatch], Iterable[pa.RecordBatch]]:
-    """The light columns and then all columns of the facts, in batches of today's schema; a small file is read once."""
-    if facts.metadata.num_rows <= BATCH_ROWS:
-        whole = list(_batches(facts, MASKS.names, version))
-        return whole, whole
-    light = [name for name in MASKS.names if name not in HEAVY_COLUMNS]
-    return _batches(facts, light, version), _batches(facts, MASKS.names, version)
-
-
-def _batches(facts: pq.ParquetFile, names: Sequence[str], version: str) -> Iterator[pa.RecordBatch]:
-    there = set(facts.schema_arrow.names)
-    for batch in facts.iter_batches(BATCH_ROWS, columns=[name for name in names if name in there]):
-        yield upgraded(batch, version)
-
-
 def _flagged(decisions: pa.RecordBatch) -> pa.Array:
     return pc.or_(pc.equal(decisions.column("decision"), "review"), decisions.column("audit"))
-
-
-def _survey(
-    batches: Iterable[pa.RecordBatch], policy: Policy, video_id: str, where: Mapping[str, Any]
-) -> tuple[Places, dict[str, int]]:
-    """The stretches and the counts, in one pass over the light columns."""
-    counts = dict.fromkeys(COUNTS, 0)
-    finder = StretchFinder(video_id)
-    for batch in batches:
-        sides = Sides(batch, policy, **where)
-        counts["rows"] += batch.num_rows
-        counts["audit"] += int(sides.audit_n.sum())
-        for name, count in zip(CHOICES, np.bincount(sides.choice_n, minlength=3).tolist(), strict=True):
-            counts[name] += count
-        for name in ("visible", "absent", "untracked"):
-            counts[name] += int(equals(batch, "visibility", name).sum())
-        counts["given"] += int(equals(batch, "prompted", "mask").sum())
-        finder.add(*_numbers(batch), sides)
-    places = Places(finder.stretches(), policy.review_stretches_per_video)
-    counts["review"] -= places.unseen_rows
-    counts["hold"] += places.unseen_rows
-    counts["stretches"], counts["objects"] = len(places.seen), finder.objects
-    return places, counts
-
-
-def _numbers(rows: pa.RecordBatch) -> tuple[Any, Any]:
-    """object_id and frame_index."""
-    return rows.column("object_id").to_numpy(), rows.column("frame_index").to_numpy()
 
 
 class _Review:
@@ -261,7 +214,7 @@ class _Review:
 
     def rows(self, labels: pa.RecordBatch) -> pa.RecordBatch:
         """Rows of REVIEW from flagged rows of LABELS."""
-        object_n, frame_n = _numbers(labels)
+        object_n, frame_n = numbers(labels)
         place_n = self._places.of(object_n, frame_n)
         first_look_n = frame_n == self._frame_s[place_n]
         pictures = [self._images[place] for place in place_n[first_look_n].tolist()]
@@ -320,24 +273,20 @@ def _pictured(store: ObjectStore, commit: Commit) -> bool:
 
 
 def _earlier_images(store: ObjectStore, commit: Commit, stretches: Sequence[Stretch]) -> dict[str, ReviewImages]:
-    """Pictures that the review list in place names, where they are of the same facts and the same frame.
+    """The pictures of these stretches that were once made of the same facts, whatever was decided since."""
+    there, found = set(store.list(f"{_picture_folder(commit)}/")), {}
+    for stretch in stretches:
+        plain, overlay = picture_keys(commit, stretch)
+        if plain in there and overlay in there:
+            found[stretch.review_id] = ReviewImages(store.uri(plain), store.uri(overlay))
+    return found
 
-    None of a list that is damaged: it is about to be replaced.
-    """
-    key = derived_key("review", commit.first_seen, commit.video_id)
-    if (_metadata(store, key) or {}).get("facts_sha256") != commit.file("masks").sha256:
-        return {}
-    wanted = {(stretch.review_id, stretch.representative_frame) for stretch in stretches}
-    names = ["review_id", "frame_index", "frame_uri", "overlay_uri"]
-    try:
-        with store.open(key) as file:
-            rows = pq.read_table(file, columns=names).to_pylist()
-    except UnavailableError:
-        raise
-    except StorageError:
-        return {}
-    return {
-        row["review_id"]: ReviewImages(row["frame_uri"], row["overlay_uri"])
-        for row in rows
-        if (row["review_id"], row["frame_index"]) in wanted and (row["frame_uri"] or row["overlay_uri"])
-    }
+
+def picture_keys(commit: Commit, stretch: Stretch) -> tuple[str, str]:
+    """Where the pictures of a stretch lie: its representative frame, plain and with the mask on it."""
+    frame = f"{_picture_folder(commit)}/{stretch.representative_frame:08d}"
+    return f"{frame}.jpg", f"{frame}-{stretch.review_id}.jpg"
+
+
+def _picture_folder(commit: Commit) -> str:
+    return f"review_images/{commit.video_id}/{commit.generation:06d}"

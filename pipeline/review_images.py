@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.derive import ReviewImages
+from pipeline.derive import ReviewImages, picture_keys
 from pipeline.ledger import Commit
 from pipeline.render.overlay import MaskView, draw_frame
 from pipeline.settings import Settings
@@ -53,16 +53,15 @@ def write_review_images(
     with store.open(commit.file("masks").key) as file:
         table = pq.read_table(file, columns=list(COLUMNS), filters=[("frame_index", "in", frames)])
     rows = {(row["frame_index"], row["object_id"]): row for row in table.to_pylist()}
-    folder = f"review_images/{commit.video_id}/{commit.generation:06d}"
     found: dict[str, ReviewImages] = {}
     with FrameStream(info, settings.decode, indices=frames) as stream:
         for frame in stream:
-            plain = f"{folder}/{frame.index:08d}.jpg"
+            plain = picture_keys(commit, wanted[frame.index][0])[0]
             store.put_atomic(plain, jpeg_bytes(frame.rgb_hw3, settings.output.jpeg_quality))
             for stretch in wanted[frame.index]:
                 row = rows[frame.index, stretch.object_id]
                 view = MaskView.of_row(row | {"decision": "review", "uncertainty": stretch.uncertainty})
-                overlay = f"{folder}/{frame.index:08d}-{stretch.review_id}.jpg"
+                overlay = picture_keys(commit, stretch)[1]
                 store.put_atomic(overlay, jpeg_bytes(draw_frame(frame.rgb_hw3, [view]), settings.output.jpeg_quality))
                 found[stretch.review_id] = ReviewImages(store.uri(plain), store.uri(overlay))
     return found

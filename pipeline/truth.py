@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from pipeline import rle
 from pipeline.columns import Floats, floats
-from pipeline.derive import HEAVY_COLUMNS
 from pipeline.drops import VIDEO_SUFFIXES
 from pipeline.judged import Fact, Judged, Source, TruthError, said
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
 from pipeline.records import MASKS, read_metadata, upgraded
 from pipeline.storage.objects import ObjectStore
+from pipeline.survey import HEAVY_COLUMNS
 from pipeline.traces import json_body
 from pipeline.truth_coco import CocoVideos
 from pipeline.truth_masks import NPZ, NpzFolder, PaletteFolders
