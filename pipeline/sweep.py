@@ -35,6 +35,7 @@ from pipeline.sweep_sums import (
     grid,
     total,
 )  # fmt: skip
+from pipeline.sweep_truth import Truth, row_key
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +53,6 @@ class Group(NamedTuple):
 
 OTHERS = Group("others", None, None)
 """All groups beyond the first `MOST_GROUPS`."""
-
-
-@dataclass(frozen=True)
-class VideoTruth:
-    """What is true of some rows of a video.
-
-    Args:
-        key_n: (n,) `row_key` of each, ascending.
-        iou_n: (n,) float64, IoU with the truth, 0..1.
-        weight_n: (n,) float64, so many rows it stands for.
-    """
-
-    key_n: Ints
-    iou_n: Floats
-    weight_n: Floats
-
-    def find(self, key_m: Ints) -> tuple[Ints, Ints]:
-        """Which of these rows have truth, and where it is."""
-        at = np.searchsorted(self.key_n, key_m).clip(0, len(self.key_n) - 1)
-        hits = np.flatnonzero(self.key_n[at] == key_m)
-        return hits, at[hits]
-
-
-Truth = Mapping[str, VideoTruth]
-
-
-def row_key(frame_n: NDArray[Any], object_n: NDArray[Any]) -> Ints:
-    """Frame and object of a row of a video as one number."""
-    return (frame_n.astype(np.int64) << 32) | (object_n.astype(np.int64) & 0xFFFFFFFF)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows to look at near each threshold, one for each step of the grid; drawn by a hash, so every sweep shows the same."""
+"""Rows to look at near each threshold, one for each step of the grid, drawn by a hash: every sweep shows the same."""
 
 from __future__ import annotations
 
