@@ -1,0 +1,88 @@
+"""Fits the review load of certified thresholds to what people can look at; what does not fit is held, not accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeline.calibrate_pool import Load, Pool, review_load
+from pipeline.calibrate_request import Request
+from pipeline.calibrate_rows import CalibrationError
+from pipeline.certificate_parts import Match, Process
+from pipeline.policy import GroupThreshold, Policy
+from pipeline.sweep_input import Labels, days_of
+
+Progress = Callable[[str, int], None]
+HOLDS = 40
+
+
+def with_thresholds(policy: Policy, groups: list[tuple[Match, float | None]], rest: float | None) -> Policy:
+    """The policy with these thresholds; None accepts no prediction of the group."""
+    made = [GroupThreshold(**match.model_dump(), max_uncertainty=threshold) for match, threshold in groups]
+    if rest is None:
+        made.append(GroupThreshold(max_uncertainty=None))
+    highest = max([one.max_uncertainty or 0.0 for one in made] + [rest or 0.0])
+    hold = policy.hold_above_uncertainty
+    return Policy.model_validate({
+        **policy.model_dump(), "groups": made, "max_uncertainty": 0.0 if rest is None else rest,
+        "hold_above_uncertainty": None if hold is None else max(hold, highest),
+    })  # fmt: skip
+
+
+def videos_per_day_of(labels: Labels, pool: Pool) -> float | None:
+    """How many videos were labelled a day so far; None if all were on one."""
+    days = days_of(labels)
+    return None if days is None else pool.videos / days
+
+
+def daily(count: int, per_day: float | None, pool: Pool) -> float | None:
+    """A count over all videos as one a day."""
+    return None if per_day is None or not pool.videos else count / pool.videos * per_day
+
+
+def within_budget(
+    labels: Labels,
+    policy: Policy,
+    processes: Sequence[Process],
+    request: Request | None,
+    per_day: float | None,
+    pool: Pool,
+    progress: Progress,
+) -> tuple[Policy, Load, bool]:
+    """The policy whose review load fits the budget.
+
+    Args:    request: its budget; None: nothing is certified, so there is nothing to fit.
+             per_day: videos that come in a day, None if nobody knows.
+    Returns: the policy, with `hold_above_uncertainty` lowered and at last `review_stretches_per_video` set; what people
+             would see of all videos by it; whether it fitted as it came.
+    Raises:  CalibrationError if there is a budget and nobody knows how many videos come.
+    """
+
+    def loads(policy: Policy, holds: Sequence[float | None]) -> list[Load]:
+        return review_load(labels.files, policy, processes, holds, lambda done: progress("review load", done))
+
+    load = loads(policy, [policy.hold_above_uncertainty])[0]
+    if request is None or request.review_budget is None:
+        return policy, load, True
+    if per_day is None:
+        got = "all videos labelled on one day"
+        raise CalibrationError("to know how many videos come in a day", got, "say it by --videos-per-day")
+    budget, unit = request.review_budget, request.budget_unit
+
+    def fits(load: Load) -> bool:
+        return (daily(getattr(load, unit), per_day, pool) or 0.0) <= budget
+
+    if fits(load):
+        return policy, load, True
+    least = max([policy.max_uncertainty, *(one.max_uncertainty or 0.0 for one in policy.groups)])
+    most = 1.0 if policy.hold_above_uncertainty is None else policy.hold_above_uncertainty
+    holds = sorted({least, *(round(float(one), 4) for one in np.linspace(least, most, HOLDS)[1:])})
+    tried = loads(policy, holds)
+    place = max((number for number, one in enumerate(tried) if fits(one)), default=0)
+    policy, load = policy.model_copy(update={"hold_above_uncertainty": holds[place]}), tried[place]
+    if not fits(load) and unit == "stretches":
+        policy = policy.model_copy(update={"review_stretches_per_video": math.floor(budget / per_day)})
+        load = loads(policy, [policy.hold_above_uncertainty])[0]
+    return policy, load, False
