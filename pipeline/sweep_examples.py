@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.sweep_input import LabelFile
 
-VIDEOS = 16
+VIDEOS = 24
 """About so many videos give examples: a picture of each has to be decoded."""
 _WITHOUT_TRUTH, _ASIDE = np.uint64(1) << np.uint64(63), np.uint64(1) << np.uint64(62)
 """Added to the draw of rows that come last: where there is truth one would rather see it, and not all videos."""

@@ -66,7 +66,7 @@ def load_truth(
     scratch_dir: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Truth:
-    """Truth in any format that `pipeline.truth` knows; Parquet that names the IoU of rows by video_id is taken as it is.
+    """Truth in any format that `pipeline.truth` knows; Parquet with the IoU of rows, by video_id, is taken as it is.
 
     Args:
         labels: what is swept: masks are held against the facts of its output.

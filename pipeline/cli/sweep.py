@@ -1,4 +1,4 @@
-"""`masksieve sweep`: what every threshold accepts, costs and, with truth, risks; as a table, CSV, a picture and a page."""
+"""`masksieve sweep`: what each threshold accepts, costs and, with truth, risks; as a table, CSV, picture and page."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sweep(
     config: Config = None,
     set_: Set = None,
 ) -> None:
-    """Show coverage, review load and, with truth, risk at every threshold: a page with a slider, a picture and a CSV."""
+    """Show coverage, review load and, with truth, risk at every threshold: a page with a slider, a picture, a CSV."""
     from pipeline.certificate import evidence as no_evidence
     from pipeline.certificate import find_evidence
     from pipeline.errors import MasksieveError, UnavailableError
@@ -123,8 +123,8 @@ def _write(found: Sweep, crops: Sequence[Crop], evidence: Evidence, out: Path, m
     from pipeline.errors import StorageError
     from pipeline.render.sweep_page import draw_page
     from pipeline.render.sweep_plot import draw_sweep
-    from pipeline.sweep import Group
     from pipeline.sweep_figures import as_csv, by_group, columns, told
+    from pipeline.sweep_reader import Group
 
     title = manifest.rstrip("/")
     names = columns(found)
@@ -188,8 +188,10 @@ def _remarks(found: Sweep, now: dict[str, Any]) -> Iterator[str]:
     if truth is None:
         yield "risk is [yellow]unknown[/] without truth: give --truth"
     else:
-        yield (f"risk from {truth.rows:,} masks of {counted(truth.videos, 'video')} with truth; intervals are over videos "
-               "and pointwise, no certificate (`masksieve calibrate` makes one)")  # fmt: skip
+        yield (
+            f"risk from {truth.rows:,} masks of {counted(truth.videos, 'video')} with truth; its intervals are over "
+            "videos and pointwise, no certificate (`masksieve calibrate` makes one)"
+        )
     if not accepted[-1]:
         yield "[yellow]no threshold accepts a mask[/]: other rules of the policy stop all of them"
     elif not now["accepted"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,13 +22,16 @@ from pipeline.review_images import jpeg_bytes
 from pipeline.rle import decode
 from pipeline.settings import DecodeSettings
 from pipeline.source import video_sha256
-from pipeline.sweep_examples import Example
+from pipeline.sweep_examples import VIDEOS, Example
 from pipeline.video.probe import probe_video
 from pipeline.video.stream import FrameStream
 
 log = logging.getLogger(__name__)
 
 MOST = 96
+NEAR = 4
+"""So many are shown on each side of a threshold."""
+CLOSE_FRAMES = 4
 SIDE_PX = 176
 QUALITY = 78
 GROUND = 128
@@ -89,15 +92,27 @@ def draw_crops(
 
 
 def spread(examples: Sequence[Example], told: Sequence[int], now: int) -> list[Example]:
-    """Examples at even steps of the thresholds that are told, and those next to the policy's."""
-    if len(examples) <= MOST:
-        return list(examples)
-    bins = np.array([one.bin for one in examples])
-    place = np.searchsorted(np.asarray(told), bins)
-    steps = np.linspace(place[0], place[-1], MOST - 16)
-    picked = set(np.searchsorted(place, steps).clip(0, len(bins) - 1).tolist())
-    near = int(np.searchsorted(bins, now, side="right"))
-    return [examples[i] for i in sorted(picked | set(range(max(0, near - 6), min(len(bins), near + 6))))]
+    """Examples at even steps of the thresholds that are told, of few videos where these do; some next to the policy.
+
+    Masks of one object on close frames look alike, so no two such follow each other.
+    """
+    few = {video for video, _ in Counter(one.video_id for one in examples).most_common(VIDEOS)}
+    some = [one for one in examples if one.video_id in few]
+    some = some if 2 * len(some) > MOST else list(examples)
+    place = np.searchsorted(np.asarray(told), [one.bin for one in some])
+    steps = np.searchsorted(place, np.linspace(0, len(told) - 1, MOST)).clip(0, max(0, len(some) - 1))
+    near = int(np.searchsorted([one.bin for one in examples], now, side="right"))
+    wanted = {some[i] for i in steps.tolist() if some} | set(examples[max(0, near - NEAR) : near + NEAR])
+    picked: list[Example] = []
+    for one in sorted(wanted, key=lambda one: (one.compared, one.bin)):
+        if not any(_alike(one, other) for other in picked[-NEAR:]):
+            picked.append(one)
+    return picked
+
+
+def _alike(one: Example, other: Example) -> bool:
+    same = (one.video_id, one.object_id) == (other.video_id, other.object_id)
+    return same and abs(one.frame_index - other.frame_index) < CLOSE_FRAMES
 
 
 def _rows(wanted: Iterable[Example]) -> Iterator[tuple[Key, dict[str, Any]]]:

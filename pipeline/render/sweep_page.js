@@ -35,7 +35,7 @@ function frame(id, xTop, yTop, xTitle, yTitle, xSaid, ySaid) {
   const svg = byId(id), width = Math.max(260, svg.clientWidth), height = 210;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren();
-  const left = 46, right = width - 10, top = 24, bottom = height - 38;
+  const left = 46, right = width - 18, top = 24, bottom = height - 38;
   const x = (value) => left + (value / (xTop || 1)) * (right - left);
   const y = (value) => bottom - (value / (yTop || 1)) * (bottom - top);
   const draw = (name, attributes, text) => element(svg, name, attributes, text, SVG);
@@ -60,15 +60,17 @@ function line(c, xs, ys) {
   if (points.length) c.draw("path", { class: "curve", d: path(points.map(([x, y]) => [c.x(x), c.y(y)])) });
 }
 
-function mark(c, x, y) {
-  if (x !== null && y !== null) c.draw("circle", { class: "dot", cx: c.x(x), cy: c.y(y), r: 6 });
+// Where the slider is, and a ring where the policy is.
+function mark(c, xs, ys, k) {
+  for (const [i, cls, r] of [[D.start, "policy", 4.5], [k, "dot", 6]])
+    if (xs[i] !== null && ys[i] !== null) c.draw("circle", { class: cls, cx: c.x(xs[i]), cy: c.y(ys[i]), r });
 }
 
 function drawRisk(k) {
   if (!D.risk) {
     const c = frame("risk", 1, 1, "threshold", "coverage", round, whole);
     line(c, D.thresholds, D.coverage);
-    mark(c, D.thresholds[k], D.coverage[k]);
+    mark(c, D.thresholds, D.coverage, k);
     return jump(c, D.thresholds);
   }
   const R = D.risk, known = R.error.map((e, i) => i).filter((i) => R.error[i] !== null && R.low[i] !== null && D.coverage[i] > 0);
@@ -81,8 +83,9 @@ function drawRisk(k) {
     const down = known.map((i) => [c.x(D.coverage[i]), c.y(clip(R.low[i]))]).reverse();
     c.draw("path", { class: "band", d: path([...up, ...down]) + "Z" });
   }
-  line(c, D.coverage, R.error.map((e) => (e === null ? null : clip(e))));
-  mark(c, D.coverage[k], R.error[k] === null ? null : clip(R.error[k]));
+  const error = R.error.map((e) => (e === null ? null : clip(e)));
+  line(c, D.coverage, error);
+  mark(c, D.coverage, error, k);
   jump(c, D.coverage);
 }
 
@@ -100,6 +103,8 @@ function drawHistogram(k) {
     box("rest", 0, passing, cut, x + wide);
     box("stopped", passing, passing + H.stopped[i], x, x + wide);
   });
+  const policy = c.x(D.thresholds[D.start]);
+  c.draw("line", { class: "policy", x1: policy, x2: policy, y1: c.top - 6, y2: c.bottom });
   c.draw("line", { class: "cut", x1: c.x(at), x2: c.x(at), y1: c.top - 6, y2: c.bottom });
   c.draw("text", { class: "said", x: c.x(at) + (at > 0.8 ? -5 : 5), y: c.top, "text-anchor": at > 0.8 ? "end" : "start" }, threshold(at));
   jump(c, D.thresholds);
@@ -107,9 +112,9 @@ function drawHistogram(k) {
 
 function drawLoad(k) {
   const top = 1.05 * Math.max(1e-9, ...D.perVideo);
-  const c = frame("load", 1, top, "threshold", "stretches per video", round, brief);
+  const c = frame("load", 1, top, "threshold", "stretches per video", round, round);
   line(c, D.thresholds, D.perVideo);
-  mark(c, D.thresholds[k], D.perVideo[k]);
+  mark(c, D.thresholds, D.perVideo, k);
   jump(c, D.thresholds);
 }
 
@@ -164,6 +169,7 @@ function strip(k) {
 
 function groups(k) {
   D.groups.forEach((group, i) => {
+    if (!byId("group-" + i)) return; // a single group is all there is, and has no table
     const row = byId("group-" + i), cell = (name) => row.querySelector("." + name);
     const coverage = group.predicted ? group.accepted[k] / group.predicted : null;
     cell("meter").firstElementChild.style.width = percent(coverage || 0);

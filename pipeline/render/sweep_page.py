@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.render.sweep_crops import Crop
-from pipeline.sweep import Group, Sweep
+from pipeline.sweep import Sweep
 from pipeline.sweep_figures import a_dozen, columns, current, figures, told
+from pipeline.sweep_reader import Group
 
 BARS = 50
 MOST_GROUPS = 24
@@ -120,15 +121,15 @@ def _head(sweep: Sweep, evidence: str, certified: bool, title: str) -> str:
     over = f" over {sweep.days:,} days" if sweep.days else ""
     return (
         f'<header><h1>What each threshold accepts</h1><span class="badge{" good" if certified else ""}" id="evidence">'
-        f'{escape(evidence)}</span></header><p class="faint">{escape(title)}: {sweep.overall.predicted:,} predicted masks'
-        f" in {sweep.frames:,} frames of {sweep.videos:,} videos{over}; {known}; rules of the policy "
+        f'{escape(evidence)}</span></header><p class="faint">{escape(title)}: {sweep.overall.predicted:,} predicted '
+        f"masks in {sweep.frames:,} frames of {sweep.videos:,} videos{over}; {known}; rules of the policy "
         f"<b>{escape(sweep.policy.name)}</b></p>"
     )
 
 
 def _panel(sweep: Sweep, data: Mapping[str, Any]) -> str:
     at = data["thresholds"][data["start"]]
-    bad = f"error rate: share of accepted masks with a true IoU below {sweep.bad_iou:g}"
+    bad = f"error rate: true IoU below {sweep.bad_iou:g}"
     if sweep.overall.risk is None:
         unknown = '<b class="unknown">unknown</b>'
         risk = (
@@ -138,11 +139,12 @@ def _panel(sweep: Sweep, data: Mapping[str, Any]) -> str:
         )
     else:
         risk = (
-            f'<div class="tile"><b id="error"></b><span>{bad}</span><span class="faint more" id="error-more"></span></div>'
+            f'<div class="tile"><b id="error"></b><span>{bad}</span>'
+            '<span class="faint more" id="error-more"></span></div>'
             '<div class="tile"><b id="iou"></b><span>mean IoU of accepted masks</span>'
             '<span class="faint more" id="iou-more"></span></div>'
         )
-    back = f"{'default' if sweep.policy.groups else 'policy'}: {at:g}"
+    back = f"back to the policy's {at:g}"
     return (
         '<div class="panel"><div class="ask"><label for="slider">Accept masks up to an uncertainty of '
         '<output id="threshold" for="slider"></output></label>'
@@ -159,21 +161,22 @@ def _panel(sweep: Sweep, data: Mapping[str, Any]) -> str:
 
 def _charts(sweep: Sweep) -> str:
     if sweep.overall.risk is None:
-        first = ("risk", "Coverage grows with the threshold", "the risk is unknown without truth")
+        first = ("risk", "Coverage by threshold", "the risk is unknown without truth")
     else:
-        said = f"error rate of accepted masks, {100 * sweep.confidence:g}% interval at each point"
-        first = ("risk", "More coverage costs more errors", said)
-    key = (
-        '<i style="background:var(--accent)"></i>accepted&ensp;<i style="background:var(--rest)"></i>above the '
-        'threshold&ensp;<i style="background:var(--stopped)"></i>stopped by another rule'
+        level = f"{100 * sweep.confidence:g}% interval, pointwise"
+        first = ("risk", "Error rate by coverage", level)
+    key = "".join(
+        f'<span><i style="background:var(--{colour})"></i>{what}</span>'
+        for colour, what in (("accent", "accepted"), ("rest", "above it"), ("stopped", "stopped by other rules"))
     )
     charts = (
         first,
-        ("histogram", "How uncertain the masks are", key),
-        ("load", "How much a person has to look at", "stretches: flagged masks of an object in a row"),
+        ("histogram", "Masks by uncertainty", key),
+        ("load", "Review load by threshold", "stretch: flagged masks of an object in a row"),
     )
     inner = "".join(
-        f'<section><h2>{title}</h2><p class="key">{note}</p><svg id="{name}" role="img" aria-label="{title}"></svg></section>'
+        f'<section><h2>{title}</h2><p class="key">{note}</p>'
+        f'<svg id="{name}" role="img" aria-label="{title}"></svg></section>'
         for name, title, note in charts
     )
     return f'<div class="charts">{inner}</div>'
@@ -185,14 +188,16 @@ def _strip(crops: Sequence[Crop]) -> str:
     note = "" if all(crop.from_video for crop in crops) else " A mask on grey is of a video that is not at hand."
     return (
         '<section class="below"><h2>Masks on both sides of the threshold</h2>'
-        '<p class="faint small">The least certain ones that are still accepted, and the most certain ones that are not, '
-        f'out of {len(crops)} drawn at random; the number is the uncertainty.{note}</p><div class="strip">'
+        '<p class="faint small">The least certain ones that are still accepted, and the most certain ones that are '
+        f'not, out of {len(crops)} drawn at random; the number is the uncertainty.{note}</p><div class="strip">'
         '<div class="side" id="below"><h3>just below: accepted</h3></div><i></i>'
         '<div class="side" id="above"><h3>just above: not accepted</h3></div></div></section>'
     )
 
 
 def _groups(sweep: Sweep) -> str:
+    if len(sweep.groups) < 2:
+        return ""
     shown = list(sweep.groups.items())[:MOST_GROUPS]
     with_risk = sweep.overall.risk is not None
     names = [name for name in Group._fields if len({getattr(group, name) for group, _ in shown}) > 1] or ["source"]
@@ -239,7 +244,8 @@ def _table(sweep: Sweep) -> str:
     head = "".join(f'<th class="n">{name}</th>' for name in names)
     return (
         f"<section class='below'><details><summary>A dozen thresholds as a table ({len(told(sweep)):,} in sweep.csv)"
-        f'</summary><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
+        f'</summary><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        "</details>"
         "</section>"
     )
 
@@ -249,16 +255,16 @@ def _notes(sweep: Sweep, crops: Sequence[Crop]) -> str:
     notes = [
         "Uncertainty is 1 - predicted IoU, with the policy's margin added for objects that were found automatically. A "
         "mask is accepted if it is not above the threshold and no other rule of the policy stops it.",
-        f"Coverage is a share of the predicted masks. {counts['rows'] - counts['predicted']:,} rows that a person gave, or "
-        "that the model did not look at, are not among them.",
+        "Coverage is a share of the predicted masks. Those that a person gave and rows that the model did not look at "
+        f"({counts['rows'] - counts['predicted']:,} of {counts['rows']:,}) are not among them.",
     ]
     if sweep.overall.risk is None:
         notes.append("The risk is unknown: no truth was given. masksieve sweep --truth, see docs/thresholds.md.")
     else:
         notes.append(
-            "Risk is estimated from the accepted masks that have truth. Its interval takes the video as the unit and is "
-            "pointwise: it holds for one threshold chosen beforehand, not for the best of many. It is no certificate; "
-            "masksieve calibrate makes one."
+            "Risk is estimated from the accepted masks that have truth. Its interval takes the video as the "
+            "unit and is pointwise: it holds for one threshold chosen beforehand, not for the best of many. It is no "
+            "certificate; masksieve calibrate makes one."
         )
     if counts["always"]:
         notes.append(f"{counts['always']:,} masks are accepted whatever the threshold (absent: accept).")
@@ -269,13 +275,13 @@ def _notes(sweep: Sweep, crops: Sequence[Crop]) -> str:
     if policy.groups:
         now = current(sweep)
         notes.append(
-            f"The policy has {len(policy.groups)} thresholds by group; the slider asks the same of all. As it stands the "
-            f"policy accepts {_percent(now['coverage'])}, with {now['stretches_per_video']:.2f} stretches per video."
+            f"The policy has {len(policy.groups)} thresholds by group; the slider asks the same of all. As it is, it "
+            f"accepts {_percent(now['coverage'])}, with {now['stretches_per_video']:.2f} stretches per video."
         )
     if policy.review_stretches_per_video is not None:
         notes.append(
-            f"The policy shows at most {policy.review_stretches_per_video:,} stretches of a video to a person and holds "
-            "the others. The load here is before that limit."
+            f"The policy shows at most {policy.review_stretches_per_video:,} stretches of a video to a person and "
+            "holds the others. The load here is before that limit."
         )
     if len(sweep.policies) > 1:
         notes.append(

@@ -1,4 +1,4 @@
-"""Draws a sweep as one picture: risk over coverage (coverage alone without truth), the uncertainties, the review load."""
+"""Draws a sweep as one picture: risk over coverage (coverage alone without truth), uncertainties, review load."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def draw_sweep(sweep: Sweep, path: Path, *, evidence: str, title: str) -> Path:
         _plain(axes[0], column["threshold"], column["coverage"], now["threshold"], now["coverage"])
         axes[0].set(xlabel="threshold (uncertainty)", xlim=(0, 1), ylim=(0, 1))
         axes[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
-        _title(axes[0], "Coverage grows with the threshold", "share of masks accepted; risk unknown without truth")
+        _title(axes[0], "Coverage by threshold", "share of masks accepted; risk unknown without truth")
     else:
         _risk(axes[0], column, now, sweep)
     _histogram(axes[1], sweep)
     _plain(axes[2], column["threshold"], column["stretches_per_video"], now["threshold"], now["stretches_per_video"])
     axes[2].set(xlabel="threshold (uncertainty)", xlim=(0, 1))
     axes[2].set_ylim(bottom=0)
-    _title(axes[2], "How much a person has to look at", "stretches of flagged masks per video")
+    _title(axes[2], "Review load by threshold", "stretches of flagged masks per video")
     figure.text(0.012, 0.945, title, fontsize=12.5, fontweight="bold", color=_INK, va="center")
     at = "thresholds by group" if now["threshold"] is None else f"threshold {now['threshold']:g}"
     figure.text(
@@ -75,12 +75,12 @@ def _risk(axis: Axes, column: dict[str, Any], now: dict[str, Any], sweep: Sweep)
     tops = high[settled] if np.isfinite(high[settled]).any() else high
     top = float(np.nanmax(tops)) if np.isfinite(tops).any() else 1.0
     if now["error_rate"] is not None:
-        _point(axis, now["coverage"], now["error_rate"], "policy")
+        _point(axis, now["coverage"], now["error_rate"], "policy", -14)
     axis.set(xlabel="coverage (share of masks accepted)", xlim=(0, 1), ylim=(0, min(1.0, max(0.02, 1.05 * top))))
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, None if top > 0.04 else 1))
     note = f"accepted masks with IoU below {sweep.bad_iou:g}; {100 * sweep.confidence:g}% interval, pointwise"
-    _title(axis, "More coverage costs more errors", note)
+    _title(axis, "Error rate by coverage", note)
 
 
 def _histogram(axis: Axes, sweep: Sweep) -> None:
@@ -96,7 +96,7 @@ def _histogram(axis: Axes, sweep: Sweep) -> None:
     axis.set(xlabel="uncertainty", xlim=(0, 1))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n >= 10_000 else f"{n:,.0f}"))
     axis.legend(frameon=False, fontsize=8.5, labelcolor=_FAINT)
-    _title(axis, "How uncertain the masks are", f"masks per step of {1 / BARS:g}")
+    _title(axis, "Masks by uncertainty", f"masks per step of {1 / BARS:g}")
 
 
 def _plain(axis: Axes, x: Any, y: Any, now_x: float | None, now_y: float | None) -> None:
@@ -105,9 +105,9 @@ def _plain(axis: Axes, x: Any, y: Any, now_x: float | None, now_y: float | None)
         _point(axis, now_x, now_y, "policy")
 
 
-def _point(axis: Axes, x: float, y: float, text: str) -> None:
+def _point(axis: Axes, x: float, y: float, text: str, above: int = 8) -> None:
     axis.plot([x], [y], marker="o", markersize=7, color=_ACCENT, markeredgecolor="white", zorder=5)
-    axis.annotate(text, (x, y), (7, -13), textcoords="offset points", fontsize=9, color=_INK)
+    axis.annotate(text, (x, y), (7, above), textcoords="offset points", fontsize=9, color=_INK)
 
 
 def _title(axis: Axes, title: str, note: str) -> None:
