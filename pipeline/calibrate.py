@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import metadata
 from typing import Literal
 
@@ -52,7 +53,12 @@ class Calibrated:
 
 
 def calibrate(
-    manifest: str, source: Source, request: Request, settings: Settings, *, progress: Progress = lambda what, done: None
+    manifest: str,
+    source: Source,
+    request: Request,
+    settings: Settings,
+    *,
+    progress: Progress = lambda what, done, total: None,
 ) -> Calibrated:
     """Find the largest thresholds whose promise the truth certifies, and write their certificate into the output.
 
@@ -62,7 +68,7 @@ def calibrate(
 
     Args:    manifest: an output of `masksieve label`, a folder or s3://.
              source: from `open_truth`.
-             progress: called with what is being done and how many videos are done.
+             progress: see `Progress`.
     Raises:  CalibrationError, TruthError, SweepError for what does not fit; StorageError.
     """
     refuse_promise(request, source.kind)
@@ -71,7 +77,8 @@ def calibrate(
         raise CalibrationError(f"an output at {manifest}", "labels without commits", "give the --out of a label run")
     policy = request.policy.model_copy(update={"certificate": None})
     truth = read_truth(source, labels.store, drops=request.drops)
-    rows = collect(truth, policy, request.by, lambda videos: progress("truth", videos))
+    told = len(source.names())
+    rows = collect(truth, policy, request.by, lambda done: progress("truth", done, told))
     refuse_foreign(labels.store, request.policy, rows)
     map_share = 0.0 if source.kind == "verdicts" else request.map_share
     mapping_n = rows.mapping(map_share)
@@ -81,7 +88,7 @@ def calibrate(
     matches = matches_of(certifying, request)
     shaped = with_thresholds(policy, [(match, 1.0) for match in matches[:-1]], 1.0)
     certify_ids = {certifying.video_ids[one] for one in np.unique(certifying.video_n)}
-    pool = survey(labels.files, shaped, rows.processes, certify_ids, lambda done: progress("pool", done))
+    pool = survey(labels.files, shaped, rows.processes, certify_ids, partial(progress, "pool"))
     cap = request.max_rows_per_video or pool.cap() or int(np.bincount(certifying.video_n).max())
     groups = certify_groups(certifying, loss_n, request, matches, pool, cap, audited=source.kind == "verdicts")
     policy = with_thresholds(policy, [(one.match, one.threshold) for one in groups[:-1]], groups[-1].threshold)

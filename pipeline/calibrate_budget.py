@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from pipeline.certificate_parts import Match, Process
 from pipeline.policy import GroupThreshold, Policy
 from pipeline.sweep_input import Labels, days_of
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many videos are done, and of how many."""
 HOLDS = 40
 
 
@@ -55,13 +57,13 @@ def within_budget(
 
     Args:    request: its budget; None: nothing is certified, so there is nothing to fit.
              per_day: videos that come in a day, None if nobody knows.
-    Returns: the policy, with `hold_above_uncertainty` lowered and at last `review_stretches_per_video` set; what people
-             would see of all videos by it; whether it fitted as it came.
+    Returns: the policy, with whichever of `hold_above_uncertainty` and `review_stretches_per_video` leaves the budget
+             fuller; what people would see of all videos by it; whether it fitted as it came.
     Raises:  CalibrationError if there is a budget and nobody knows how many videos come.
     """
 
     def loads(policy: Policy, holds: Sequence[float | None]) -> list[Load]:
-        return review_load(labels.files, policy, processes, holds, lambda done: progress("review load", done))
+        return review_load(labels.files, policy, processes, holds, partial(progress, "review load"))
 
     load = loads(policy, [policy.hold_above_uncertainty])[0]
     if request is None or request.review_budget is None:
@@ -79,10 +81,11 @@ def within_budget(
     least = max([policy.max_uncertainty, *(one.max_uncertainty or 0.0 for one in policy.groups)])
     most = 1.0 if policy.hold_above_uncertainty is None else policy.hold_above_uncertainty
     holds = sorted({least, *(round(float(one), 4) for one in np.linspace(least, most, HOLDS)[1:])})
-    tried = loads(policy, holds)
-    place = max((number for number, one in enumerate(tried) if fits(one)), default=0)
-    policy, load = policy.model_copy(update={"hold_above_uncertainty": holds[place]}), tried[place]
-    if not fits(load) and unit == "stretches":
-        policy = policy.model_copy(update={"review_stretches_per_video": math.floor(budget / per_day)})
-        load = loads(policy, [policy.hold_above_uncertainty])[0]
+    held = [policy.model_copy(update={"hold_above_uncertainty": hold}) for hold in holds]
+    tried = list(zip(held, loads(policy, holds), strict=True))
+    if unit == "stretches":
+        limited = policy.model_copy(update={"review_stretches_per_video": math.floor(budget / per_day)})
+        tried.append((limited, loads(limited, [limited.hold_above_uncertainty])[0]))
+    fitting = [one for one in tried if fits(one[1])]
+    policy, load = max(fitting, key=lambda one: getattr(one[1], unit)) if fitting else tried[0]
     return policy, load, False

@@ -92,17 +92,17 @@ def survey(
     policy: Policy,
     processes: Sequence[Process],
     certifying: Collection[str],
-    progress: Callable[[int], None],
+    progress: Callable[[int, int], None],
 ) -> Pool:
     """Count the rows of the pool by uncertainty.
 
     Args:    policy: with a group for each that is certified apart.
              certifying: ids of videos that are left out of all counts but their number.
-             progress: called with the files so far.
+             progress: called with the files so far, and of how many.
     """
     pool = Pool(groups=[Group() for _ in range(len(policy.groups) + 1)])
     for number, (file, model, batches) in enumerate(_alike(files, policy, processes), 1):
-        progress(number)
+        progress(number, len(files))
         if batches is None:
             pool.others += 1
             continue
@@ -129,12 +129,12 @@ def review_load(
     policy: Policy,
     processes: Sequence[Process],
     holds: Sequence[float | None],
-    progress: Callable[[int], None],
+    progress: Callable[[int, int], None],
 ) -> list[Load]:
     """What people would see by a policy, for several values of `hold_above_uncertainty`."""
     rows, stretches = np.zeros(len(holds), np.int64), np.zeros(len(holds), np.int64)
     for number, (file, model, batches) in enumerate(_alike(files, policy, processes), 1):
-        progress(number)
+        progress(number, len(files))
         for batch in batches or ():
             sides = Sides(batch, policy.model_copy(update={"hold_above_uncertainty": None}), file.source, model)
             examined, limit = sides.examined, policy.review_stretches_per_video

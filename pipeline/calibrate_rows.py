@@ -118,9 +118,12 @@ def collect(
     if not ids:
         got = "truth of frames that were prompted by a whole mask alone"
         raise CalibrationError("truth of predicted masks", got, "give truth of frames that the model tracked")
+    video_n, label_n, score_n, uncertainty_n, absent_n, iou_n, weight_n = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     return JudgedRows(
         ids, [one[0] for one in about], [one[1] for one in about], list(labels),
-        *(np.concatenate(column) for column in zip(*parts, strict=True)),
+        video_n, label_n, score_n, uncertainty_n, absent_n, iou_n, weight_n,
         processes=tuple(one for one, _ in processes), sha256=hashlib.sha256(b"".join(sorted(digests))).hexdigest(),
     )  # fmt: skip
 

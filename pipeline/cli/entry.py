@@ -11,7 +11,23 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipeline.cli import demo, doctor, forget, gc, label, models, rescore, retry, show, snapshot, status, sweep, usam
+from pipeline.cli import (
+    calibrate,
+    demo,
+    doctor,
+    forget,
+    gc,
+    label,
+    models,
+    rescore,
+    retry,
+    retune,
+    show,
+    snapshot,
+    status,
+    sweep,
+    usam,
+)
 from pipeline.cli.console import FAILED, USAGE, CallError, complain, one_line, results, start_logging
 from pipeline.errors import MasksieveError, SettingsError
 
@@ -30,7 +46,9 @@ app.command("snapshot")(snapshot.snapshot)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("rescore")(rescore.rescore)
+app.command("retune")(retune.retune)
 app.command("sweep")(sweep.sweep)
+app.command("calibrate")(calibrate.calibrate)
 app.command("status")(status.status)
 app.command("retry")(retry.retry)
 app.command("gc")(gc.gc)
