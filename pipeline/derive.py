@@ -225,8 +225,16 @@ class _Review:
         return pa.RecordBatch.from_arrays([*labels.columns, *added], schema=REVIEW)
 
 
+def derived_metadata(store: ObjectStore, commit: Commit, layer: str) -> dict[str, Any] | None:
+    """What `labels` or `review` of a video say of themselves, whatever generation they are of; None if there are none.
+
+    Raises: UnavailableError if the store cannot be reached.
+    """
+    return _metadata(store, derived_key(layer, commit.first_seen, commit.video_id))
+
+
 def _metadata(store: ObjectStore, key: str) -> dict[str, Any] | None:
-    """What a derived file says of itself; None for one that is missing or damaged, which deriving again mends."""
+    """None for a file that is missing or damaged, which deriving again mends."""
     try:
         with store.open(key) as file:
             return read_metadata(pq.read_schema(file))
@@ -240,7 +248,7 @@ def _present(store: ObjectStore, commit: Commit) -> Derived | None:
     """The derivation of this generation that is in place, with whatever policy; None if there is none."""
     found = []
     for layer in ("labels", "review"):
-        metadata = _metadata(store, derived_key(layer, commit.first_seen, commit.video_id))
+        metadata = derived_metadata(store, commit, layer)
         if metadata is None:
             return None
         found.append(metadata)
@@ -267,7 +275,7 @@ def _derived(
 
 def _pictured(store: ObjectStore, commit: Commit) -> bool:
     """Whether the review list in place is of these facts and has its pictures."""
-    metadata = _metadata(store, derived_key("review", commit.first_seen, commit.video_id)) or {}
+    metadata = derived_metadata(store, commit, "review") or {}
     same = metadata.get("facts_sha256") == commit.file("masks").sha256
     return same and bool(metadata.get("pictured", True))
 

@@ -39,7 +39,10 @@ ROUNDS = 3
 """A writer that was under way may leave something once more; so often it is taken away before the proof."""
 POLL_SECONDS = 1.0
 SHORTEST_PREFIX = 8
-ORDER = ("labels", "review", "snapshots", "masks", "candidates", "tokens", "review_images", "plans", "work", "commits")
+ORDER = (
+    "labels", "review", "snapshots", "masks", "candidates", "tokens", "review_images", "plans",
+    "retunes", "work", "commits",
+)  # fmt: skip
 """What goes first. Records that name a video's id, and so its names, stay until the end; see `_rank`."""
 
 
@@ -212,7 +215,7 @@ def removable(trace: Trace) -> bool:
     """Whether it is an object of ours that can go or be blotted; what else a person put into the output stays."""
     if trace.litter:
         return True
-    return trace.layer in (("plans", "work") if trace.how == "text" else ORDER if trace.how == "key" else ())
+    return trace.layer in (("plans", "retunes", "work") if trace.how == "text" else ORDER if trace.how == "key" else ())
 
 
 class _Removal:

@@ -55,8 +55,10 @@ def test_retune_decides_anew_and_goes_on_where_it_was(labelled: Path) -> None:
     next(labelled.glob("labels/*/*.parquet")).unlink()  # a run that was killed
     again: Any = retune(str(labelled), overrides=strict)
     assert (again["written"], again["unchanged"]) == (1, 2)
-    none: Any = retune(str(labelled), drop="another", overrides=strict)
-    assert none["written"] + none["unchanged"] == 0
+    with pytest.raises(SettingsError, match="'night'"):
+        retune(str(labelled), drops=["nihgt"], overrides=strict)
+    back: Any = retune(str(labelled), undo=True)
+    assert (back["written"], back["rows"]["accept"] > 0) == (3, True)
     facts = next(labelled.glob("masks/*/*.parquet"))
     facts.write_bytes(b"damaged")
     state: Any = retune(str(labelled), overrides={"policy.max_uncertainty": 1.0}, return_state=True)

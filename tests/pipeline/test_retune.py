@@ -49,13 +49,6 @@ def test_all_are_decided_anew_and_a_second_time_nothing_changes(lake: Path) -> N
     assert facts(lake) == before
 
 
-def test_only_the_drop_that_is_named(lake: Path) -> None:
-    before = decisions(lake)
-    assert retune(lake, drop="noon") == {}
-    assert decisions(lake) == before
-    assert len(retune(lake, drop="night")) == 3
-
-
 def test_one_that_fails_is_told_and_the_others_are_done(lake: Path) -> None:
     damaged = next(lake.glob("masks/*/*.parquet"))
     damaged.write_bytes(b"no facts")
