@@ -19,11 +19,17 @@ from pipeline.calibrate_walk import certify_groups, fit_iou_map, losses_of, matc
 from pipeline.certificate import Certificate, list_certificates, write_certificate
 from pipeline.certificate_parts import Group, ReviewLoad, Truth
 from pipeline.judged import Source
+from pipeline.mix import reference, reference_features
 from pipeline.policy import Policy
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
 from pipeline.sweep_input import find_labels
 from pipeline.truth import read_truth
+from usam.drift import compare
+
+LEAST_COMPARED = 20
+UNLIKE = 0.001
+"""P-value at which labelled and other videos are called unlike, of at least so many each."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def calibrate(
             kind=source.kind, sha256=rows.sha256, videos=len(rows.video_ids), rows=len(rows.video_n),
             attempts=_attempts(labels.store, rows.sha256, marks), marks=marks,
         ),
-        iou_map=fit_iou_map(mapping),
+        iou_map=fit_iou_map(mapping), mix=reference(pool.mix_certifying),
         review=ReviewLoad(
             rows_per_day=daily(load.rows, per_day, pool), stretches_per_day=daily(load.stretches, per_day, pool),
             budget_per_day=request.review_budget, budget_unit=request.budget_unit,
@@ -141,6 +147,7 @@ def _notes(certificate: Certificate, request: Request, pool: Pool, labelled: int
         )
     if pool.others:
         notes.append(f"{pool.others:,} labelled videos were made otherwise; for them these thresholds are uncertified")
+    notes += _unlike(pool)
     for group in certificate.groups:
         name = "" if group.match.anything and len(certificate.groups) == 1 else f"{group.match}: "
         if group.threshold is None and group.videos:
@@ -158,3 +165,17 @@ def _what_it_takes(group: Group, request: Request, labelled: int) -> str:
         )
     more = math.ceil((group.needs_videos - group.videos) * max(labelled, 1) / max(group.videos, 1))
     return f"about {more:,} more labelled videos would do (now {group.videos:,} certify)"
+
+
+def _unlike(pool: Pool) -> list[str]:
+    """Whether the labelled videos look drawn from those of the output: the promise is about videos like them."""
+    sides = [reference_features(reference(one)) for one in (pool.mix_certifying, pool.mix)]
+    if sides[0] is None or sides[1] is None or min(len(sides[0]), len(sides[1])) < LEAST_COMPARED:
+        return []
+    found = compare(sides[0], sides[1], level=UNLIKE)
+    if not found.changed:
+        return []
+    return [
+        f"the labelled videos are not like the others of the output ({found.further.replace('_', ' ')} of these is "
+        f"{found.by:+.1f} standard deviations off, p = {found.p:.3f}); the promise is about videos like them"
+    ]

@@ -230,13 +230,10 @@ def _load(found: Calibrated) -> str:
     load += f", budget {review.budget_per_day:g} {review.budget_unit}"
     if found.certificate.status != "over_budget":
         return load
-    held = found.policy.hold_above_uncertainty
-    more = found.policy.review_stretches_per_video
-    parts = [
-        f"above {held:g} is held" if held is not None else "",
-        f"{more} stretches a video" if more is not None else "",
-    ]
-    return f"{load}; without holding it would not fit: {', '.join(one for one in parts if one)}"
+    held, most = found.policy.hold_above_uncertainty, found.policy.review_stretches_per_video
+    parts = [] if held is None else [f"what is above {held:g} is held"]
+    parts += [] if most is None else [f"people see at most {counted(most, 'stretch').replace('hs', 'hes')} of a video"]
+    return f"{load}; to fit it, {' and '.join(parts)}"
 
 
 def _as_json(found: Calibrated, path: Path, picture: Path) -> dict[str, object]:
