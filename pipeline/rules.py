@@ -69,7 +69,7 @@ class Ruled:
         predicted_n: (n,) bool, the model looked and nobody gave the mask.
         passes_n: (n,) bool, a scored prediction that no rule but the threshold stops.
         always_n: (n,) bool, accepted whatever the threshold: absent rows under `absent: accept` that no rule stops.
-        held_n: (n,) bool, a prediction that is held whatever the threshold.
+        held_n: (n,) bool, a prediction that is held whatever `t`, also one above `hold_above_uncertainty`.
         group_n: (n,) int64, number of the policy's group that counts for the row; -1 for none.
         threshold_n: (n,) float64, what `compared_n` may not exceed; -inf in a group that is never accepted.
     """
@@ -133,8 +133,15 @@ class Examined:
                 stopped_n |= rule.where_n
             if rule.to == "hold":
                 held_n |= rule.where_n & self.predicted_n
+        held_n |= self._hopeless_n
         passes_n, always_n = self.scored_n & ~stopped_n, self.predicted_n & ~self.scored_n & ~stopped_n
         return Ruled(self.compared_n, self.predicted_n, passes_n, always_n, held_n, self.group_n, self.threshold_n)
+
+    @property
+    def _hopeless_n(self) -> Mask:
+        """Rows that are not worth a person's time."""
+        limit = self._policy.hold_above_uncertainty
+        return self.scored_n & (self.compared_n > (np.inf if limit is None else limit))
 
     def rules(self, *, thresholds: bool = True) -> Iterator[Rule]:
         """Every rule in the order in which reasons are told, with or without those about the uncertainty."""
@@ -156,8 +163,7 @@ class Examined:
             text = f"{'held: ' if to == 'hold' else ''}label {label}"
             yield Rule(self.predicted_n & equals(facts, "label", label), to, always(text), "check_mask")
         if thresholds and policy.hold_above_uncertainty is not None:
-            hopeless_n = self.scored_n & (self.compared_n > policy.hold_above_uncertainty)
-            yield Rule(hopeless_n, "hold", always(f"held: uncertainty above {policy.hold_above_uncertainty:g}"))
+            yield Rule(self._hopeless_n, "hold", always(f"held: uncertainty above {policy.hold_above_uncertainty:g}"))
 
     def _thresholds(self) -> Iterator[Rule]:
         """One rule for each group, and for automatic objects, as the reason names the limit and the margin."""

@@ -135,13 +135,12 @@ class Opened:
         model = self.metadata.get("model")
         return str(model["name"]) if isinstance(model, dict) and "name" in model else None
 
-    def batches(self, policy: Policy, more: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
-        """The rows with the columns that the policy reads and `more`, texts as dictionaries."""
+    def batches(self, policy: Policy) -> Iterator[pa.RecordBatch]:
+        """The rows with the columns that the policy reads, texts as dictionaries."""
         version = str(self.metadata.get("schema_version", SCHEMA_VERSION))
         there = set(self._parquet.schema_arrow.names)
         names = [*_ALWAYS, *(() if self._file.video_id else ("video_id",)), *self._scores(there)]
         names += [name for rule, columns in _RULE_COLUMNS.items() if getattr(policy, rule) for name in columns]
-        names += more
         names = [name for name in dict.fromkeys(names) if name in there]
         parquet = self._parquet
         if version == SCHEMA_VERSION:  # `upgraded` knows plain texts

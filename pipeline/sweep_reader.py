@@ -189,9 +189,7 @@ def _places(
     found = ruled(batch, policy, source=source, model=model)
     size = len(edges)
     predicted_n, held_n, passes_n = found.predicted_n, found.held_n, found.passes_n
-    if (limit := policy.hold_above_uncertainty) is not None:
-        above_n = passes_n & (found.compared_n > limit)
-        passes_n, held_n = passes_n & ~above_n, held_n | above_n
+    passes_n &= ~held_n  # above `hold_above_uncertainty`
     bin_n = np.searchsorted(edges, found.compared_n)  # NaN comes last, behind the grid
     accept_n = np.where(passes_n, bin_n, size)
     accept_n[found.always_n] = 0
