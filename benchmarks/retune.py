@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,12 +32,16 @@ from pipeline import rle
 from pipeline.derive import Derived
 from pipeline.ledger import Ledger
 from pipeline.records import MASKS
-from pipeline.retune import THREADS, committed_videos, derive_all
+from pipeline.retune import THREADS, begin_retune, carry_out
+from pipeline.retune_preview import Move, preview
 from pipeline.settings import load_settings
 from pipeline.storage.manifest import facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 
 HEIGHT, WIDTH, OBJECTS, BLOBS = 720, 1280, 4, 8000
+STEPS = (
+    ("first labels", 0.25, False), ("dry run", 0.1, True), ("another policy", 0.1, False), ("again", 0.1, False),
+)  # fmt: skip
 LABELS = ("cup", "dog", "person", "car")
 METADATA = {
     "drop": "night", "config": {"propagate": {"reverse": True}}, "heads_sha256": "0" * 64, "fps": 25.0,
@@ -130,8 +135,8 @@ def anonymous_mb() -> float:
     return int(found[1]) / 1024
 
 
-def measure(out: Path, threshold: float, threads: int) -> None:
-    """Retune a whole output once and print the figures as JSON."""
+def measure(out: Path, threshold: float, threads: int, dry_run: bool) -> None:
+    """Retune a whole output once, or look what that would change, and print the figures as JSON."""
     settings, store = load_settings(None, {"policy.max_uncertainty": threshold}), ObjectStore(out)
     before, peak, stop = anonymous_mb(), 0.0, threading.Event()
 
@@ -143,18 +148,28 @@ def measure(out: Path, threshold: float, threads: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started, processor = time.perf_counter(), time.process_time()
-    done = [one for _, one in derive_all(store, committed_videos(store), settings, threads=threads)]
+    if dry_run:
+        moves = [one for *_, one in preview(store, settings.policy, settings)]
+    else:
+        done = [one for _, one in carry_out(store, begin_retune(store, settings.policy), settings, threads=threads)]
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
     stop.set()
     watcher.join()
-    assert all(isinstance(one, Derived) for one in done)
-    rows, review = (sum(one.counts[name] for one in done if isinstance(one, Derived)) for name in ("rows", "review"))
-    written = sum(isinstance(one, Derived) and one.status == "written" for one in done)
+    if dry_run:
+        assert all(isinstance(one, Counter) for one in moves)
+        total = sum((one for one in moves if isinstance(one, Counter)), Counter[Move]())
+        videos, written, rows = len(moves), 0, total.total()
+        review = sum(masks for move, masks in total.items() if move.after == "review")
+    else:
+        assert all(isinstance(one, Derived) for one in done)
+        derived = [one for one in done if isinstance(one, Derived)]
+        videos, written = len(derived), sum(one.status == "written" for one in derived)
+        rows, review = (sum(one.counts[name] for one in derived) for name in ("rows", "review"))
     load = os.getloadavg()[0]
     print(
         json.dumps(
             {
-                "rows": rows, "videos": len(done), "written": written, "in review": review,
+                "rows": rows, "videos": videos, "written": written, "in review": review,
                 "seconds": round(seconds, 1), "CPU seconds": round(processor, 1), "rows/s": round(rows / seconds),
                 "MB before": round(before), "peak MB": round(peak), "load": round(load, 1),
             }
@@ -169,10 +184,11 @@ def main() -> None:
     parser.add_argument("--rows-per-video", type=int, default=2_500)
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--keep", type=Path, help="make outputs here and leave them; those that are there are used")
+    parser.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        measure(Path(arguments.one[0]), float(arguments.one[1]), arguments.threads)
+        measure(Path(arguments.one[0]), float(arguments.one[1]), arguments.threads, arguments.dry_run)
         return
     table = []
     with tempfile.TemporaryDirectory(prefix="masksieve-retune-") as temporary:
@@ -180,16 +196,9 @@ def main() -> None:
             out = (arguments.keep or Path(temporary)) / f"{rows}-{arguments.rows_per_video}"
             if not out.exists():
                 make(out, rows, arguments.rows_per_video)
-            for what, threshold in (("first labels", 0.25), ("another policy", 0.1), ("the same again", 0.1)):
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--one",
-                    str(out),
-                    str(threshold),
-                    "--threads",
-                    str(arguments.threads),
-                ]
+            for what, threshold, dry_run in STEPS:
+                command = [sys.executable, __file__, "--one", str(out), str(threshold)]
+                command += ["--threads", str(arguments.threads), *(["--dry-run"] if dry_run else [])]
                 done = subprocess.run(command, env=os.environ, stdout=subprocess.PIPE, text=True, check=True)
                 table.append({"what": what, **json.loads(done.stdout)})
     print(f"| {' | '.join(table[0])} |")
