@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pipeline.calibrate_walk import certify_groups, fit_iou_map, losses_of, matc
 from pipeline.certificate import Certificate, list_certificates, write_certificate
 from pipeline.certificate_parts import Group, ReviewLoad, Truth
 from pipeline.judged import Source
-from pipeline.mix import reference, reference_features
+from pipeline.mix import mix_reference, reference_of
 from pipeline.policy import Policy
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
@@ -106,6 +106,7 @@ def calibrate(
     status: Literal["certified", "over_budget", "not_certified"] = "not_certified"
     if certified:
         status = "certified" if fits else "over_budget"
+    mix = mix_reference(labels.store, pool.certifying_keys)
     issued, marks = datetime.now(UTC), rows.marks()
     certificate = Certificate.issue(
         status=status, promise=request.promise, confidence=request.confidence, estimand=request.estimand,
@@ -115,7 +116,7 @@ def calibrate(
             kind=source.kind, sha256=rows.sha256, videos=len(rows.video_ids), rows=len(rows.video_n),
             attempts=_attempts(labels.store, rows.sha256, marks), marks=marks,
         ),
-        iou_map=fit_iou_map(mapping), mix=reference(pool.mix_certifying),
+        iou_map=fit_iou_map(mapping), mix=mix,
         review=ReviewLoad(
             rows_per_day=daily(load.rows, per_day, pool), stretches_per_day=daily(load.stretches, per_day, pool),
             budget_per_day=request.review_budget, budget_unit=request.budget_unit,
@@ -125,7 +126,7 @@ def calibrate(
     )  # fmt: skip
     uri = write_certificate(labels.store, certificate)
     policy = policy.model_copy(update={"certificate": certificate.id})
-    notes = _notes(certificate, request, pool, len(rows.video_ids))
+    notes = (*_unlike(labels.store, mix, pool), *_notes(certificate, request, pool, len(rows.video_ids)))
     return Calibrated(certificate, policy, uri, mapping, certifying, per_day, load, pool, notes)
 
 
@@ -147,7 +148,6 @@ def _notes(certificate: Certificate, request: Request, pool: Pool, labelled: int
         )
     if pool.others:
         notes.append(f"{pool.others:,} labelled videos were made otherwise; for them these thresholds are uncertified")
-    notes += _unlike(pool)
     for group in certificate.groups:
         name = "" if group.match.anything and len(certificate.groups) == 1 else f"{group.match}: "
         if group.threshold is None and group.videos:
@@ -167,12 +167,12 @@ def _what_it_takes(group: Group, request: Request, labelled: int) -> str:
     return f"about {more:,} more labelled videos would do (now {group.videos:,} certify)"
 
 
-def _unlike(pool: Pool) -> list[str]:
+def _unlike(store: ObjectStore, mix: dict[str, Any] | None, pool: Pool) -> list[str]:
     """Whether the labelled videos look drawn from those of the output: the promise is about videos like them."""
-    sides = [reference_features(reference(one)) for one in (pool.mix_certifying, pool.mix)]
-    if sides[0] is None or sides[1] is None or min(len(sides[0]), len(sides[1])) < LEAST_COMPARED:
+    labelled, others = reference_of(mix), reference_of(mix_reference(store, pool.keys))
+    if labelled is None or others is None or min(len(labelled), len(others)) < LEAST_COMPARED:
         return []
-    found = compare(sides[0], sides[1], level=UNLIKE)
+    found = compare(labelled, others, level=UNLIKE)
     if not found.changed:
         return []
     return [

@@ -15,7 +15,6 @@ from pipeline.certificate import difference, process_of
 from pipeline.certificate_parts import Process
 from pipeline.columns import Floats, Mask, floats
 from pipeline.errors import StorageError, UnavailableError
-from pipeline.mix import COLUMNS, VideoMix, fps_of
 from pipeline.policy import Policy
 from pipeline.route import Sides
 from pipeline.rules import Examined
@@ -69,15 +68,15 @@ class Pool:
         videos: all that the certifying ones' process made. others: those of other models, heads or settings.
         groups: rows of videos that certify nothing, by number of the policy's group; the last one is the rest.
         rows_v: predicted rows of each of these videos.
-        mix, mix_certifying: what these videos and the certifying ones are like, by id, see `pipeline.mix`.
+        keys, certifying_keys: of the labels of these videos and of the certifying ones.
     """
 
     videos: int = 0
     others: int = 0
     groups: list[Group] = field(default_factory=list)
     rows_v: list[int] = field(default_factory=list)
-    mix: dict[str, list[float]] = field(default_factory=dict)
-    mix_certifying: dict[str, list[float]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    certifying_keys: list[str] = field(default_factory=list)
 
     def cap(self) -> int | None:
         """The 99th percentile of rows per video; None without a video."""
@@ -105,19 +104,18 @@ def survey(
              progress: called with the files so far, and of how many.
     """
     pool = Pool(groups=[Group() for _ in range(len(policy.groups) + 1)])
-    for number, (file, model, fps, batches) in enumerate(_alike(files, policy, processes), 1):
+    for number, (file, model, batches) in enumerate(_alike(files, policy, processes, certifying), 1):
         progress(number, len(files))
         if batches is None:
             pool.others += 1
             continue
         pool.videos += 1
-        rows, certifies, mix = 0, file.video_id in certifying, VideoMix(fps)
+        if file.video_id in certifying:
+            pool.certifying_keys.append(file.key)
+            continue
+        rows = 0
         for batch in batches:
-            examined = Examined(batch, policy, file.source, model)
-            mix.add(batch, examined)
-            if certifies:
-                continue
-            ruled = examined.ruled()
+            ruled = Examined(batch, policy, file.source, model).ruled()
             rows += int(ruled.predicted_n.sum())
             for group, counts in enumerate(pool.groups):
                 here_n = ruled.group_n == (group if group < len(policy.groups) else -1)
@@ -126,10 +124,8 @@ def survey(
                 met_n = ruled.compared_n[ruled.passes_n & here_n & (ruled.compared_n <= 1)]
                 bins = np.ceil(met_n * STEPS - 1e-6).astype(np.int64)
                 counts.candidates_b += np.bincount(bins, minlength=STEPS + 1)
-        side = pool.mix_certifying if certifies else pool.mix
-        side[file.video_id or file.key] = mix.features()
-        if not certifies:
-            pool.rows_v.append(rows)
+        pool.keys.append(file.key)
+        pool.rows_v.append(rows)
     return pool
 
 
@@ -142,7 +138,7 @@ def review_load(
 ) -> list[Load]:
     """What people would see by a policy, for several values of `hold_above_uncertainty`."""
     rows, stretches = np.zeros(len(holds), np.int64), np.zeros(len(holds), np.int64)
-    for number, (file, model, _, batches) in enumerate(_alike(files, policy, processes), 1):
+    for number, (file, model, batches) in enumerate(_alike(files, policy, processes), 1):
         progress(number, len(files))
         for batch in batches or ():
             sides = Sides(batch, policy.model_copy(update={"hold_above_uncertainty": None}), file.source, model)
@@ -164,17 +160,20 @@ def review_load(
 
 
 def _alike(
-    files: Sequence[LabelFile], policy: Policy, processes: Sequence[Process]
-) -> Iterator[tuple[LabelFile, str | None, float | None, list[pa.RecordBatch] | None]]:
-    """Each file with its model's name, frames a second and rows; no rows for one of another process; damaged ones are
-    passed over."""
+    files: Sequence[LabelFile], policy: Policy, processes: Sequence[Process], closed: Collection[str] = ()
+) -> Iterator[tuple[LabelFile, str | None, list[pa.RecordBatch] | None]]:
+    """Each file with its model's name and its rows; None for one of another process; damaged ones are passed over.
+
+    Args: closed: ids of videos whose rows nobody wants.
+    """
     for file in files:
         try:
             with opened(file) as one:
                 process = process_of(one.metadata)
                 alike = process is not None and difference(process, processes) is None
-                rows = list(one.batches(policy, COLUMNS)) if alike else None
-                about = file, one.model, fps_of(one.metadata), rows
+                wanted = alike and file.video_id not in closed
+                rows = list(one.batches(policy)) if wanted else [] if alike else None
+                about = file, one.model, rows
         except UnavailableError:
             raise
         except StorageError as error:
