@@ -27,6 +27,7 @@ from pipeline.cli import (
     status,
     sweep,
     usam,
+    watch,
 )
 from pipeline.cli.console import FAILED, USAGE, CallError, complain, one_line, results, start_logging
 from pipeline.errors import MasksieveError, SettingsError
@@ -49,6 +50,7 @@ app.command("rescore")(rescore.rescore)
 app.command("retune")(retune.retune)
 app.command("sweep")(sweep.sweep)
 app.command("calibrate")(calibrate.calibrate)
+app.command("watch")(watch.watch)
 app.command("status")(status.status)
 app.command("retry")(retry.retry)
 app.command("gc")(gc.gc)

@@ -1,0 +1,95 @@
+"""A video as a watch reads it: what it looks like, by its labels, and which of its masks were audited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow.parquet as pq
+
+from pipeline.audits import Audited
+from pipeline.certificate import Certificate, difference, process_of
+from pipeline.columns import equals
+from pipeline.errors import StorageError, UnavailableError
+from pipeline.ledger import Commit
+from pipeline.mix import COLUMNS, video_features
+from pipeline.records import read_metadata
+from pipeline.storage.manifest import derived_key
+from pipeline.storage.objects import ObjectStore
+from pipeline.watch_record import video_mark
+
+AUDIT_COLUMNS = ("review_id", "frame_index", "object_id", "label", "review_probability", "area_px")
+
+
+@dataclass(frozen=True)
+class WatchedVideo:
+    """A video that a certificate covers.
+
+    Args:
+        mark: stands for it. at: when its facts were committed.
+        features: by `usam.drift.FEATURES`.
+        audited: accepted rows that were drawn. groups: the certificate's group of each.
+        scale: weight of a row; below 1 where the video has more rows than count.
+    """
+
+    mark: str
+    at: datetime
+    features: list[float]
+    audited: list[Audited]
+    groups: list[int]
+    scale: float
+
+
+def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> WatchedVideo | None:
+    """Read a video.
+
+    Returns: None if its labels are not there, are not decided by this certificate, or are of facts that another model,
+             other heads or settings made.
+    Raises:  UnavailableError if the store does not answer.
+    """
+    try:
+        with store.open(derived_key("labels", commit.first_seen, commit.video_id)) as raw:
+            file = pq.ParquetFile(raw)
+            metadata = read_metadata(file.schema_arrow)
+            process = process_of(metadata)
+            if (metadata.get("policy") or {}).get("certificate") != certificate.id or process is None:
+                return None
+            if metadata.get("generation") != commit.generation or difference(process, certificate.processes):
+                return None
+            labels = file.read(columns=list(COLUMNS))
+        audited = _audited(store, commit) if metadata["counts"]["audit"] else []
+    except UnavailableError:
+        raise
+    except StorageError:
+        return None
+    predicted = ~equals(labels, "visibility", "untracked") & ~equals(labels, "prompted", "mask")
+    return WatchedVideo(
+        mark=video_mark(commit.video_id),
+        at=commit.finished_at,
+        features=video_features(labels, metadata.get("fps")),
+        audited=audited,
+        groups=[_group(certificate, commit.first_seen, row.label, process.model.name) for row in audited],
+        scale=min(1.0, certificate.max_rows_per_video / max(1, int(predicted.sum()))),
+    )
+
+
+def _audited(store: ObjectStore, commit: Commit) -> list[Audited]:
+    """The audited rows of the review list."""
+    with store.open(derived_key("review", commit.first_seen, commit.video_id)) as raw:
+        rows = pq.read_table(raw, columns=list(AUDIT_COLUMNS), filters=[("audit", "==", True)]).to_pylist()
+    return [
+        Audited(
+            row["review_id"], commit.video_id, row["frame_index"], row["object_id"], row["label"],
+            row["review_probability"], not row["area_px"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _group(certificate: Certificate, source: str, label: str | None, model: str) -> int:
+    """The first group of the certificate that a row matches; the last one matches every row."""
+    for number, group in enumerate(certificate.groups):
+        match = group.match
+        if match.source in (None, source) and match.label in (None, label) and match.model in (None, model):
+            return number
+    return len(certificate.groups) - 1
