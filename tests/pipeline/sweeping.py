@@ -35,7 +35,7 @@ def facts(number: int, *, frames: int = FRAMES, objects: int = 3, **always: Any)
     rows = []
     for frame in range(frames):
         for i in range(1, objects + 1):
-            mask = (yy - 8 - i) ** 2 + (xx - 4 - frame % 16) ** 2 < 20
+            mask = (yy - 8 - i) ** 2 + (xx - 4 - frame % 16) ** 2 < 20 - 4 * (frame % 3)
             absent, untracked = rng.random() < 0.1, rng.random() < 0.05
             given = frame == 0 and i == 2
             prompted = "mask" if given else "click" if frame == 0 else None

@@ -71,6 +71,7 @@ def test_every_threshold_says_what_deciding_by_it_would(
         at = policy.model_copy(update={"max_uncertainty": float(found.thresholds_k[k]), "groups": ()})
         counts = [int(one[k]) for one in (found.overall.accepted_k, found.overall.flagged_k, found.overall.stretches_k)]
         assert tuple(counts) == decided(tables, at), found.thresholds_k[k]
+    assert 0 < found.overall.accepted_k[20] < found.overall.accepted_k[700] < found.overall.predicted
     now = [int(one[-1]) for one in (found.overall.accepted_k, found.overall.flagged_k, found.overall.stretches_k)]
     assert tuple(now) == decided(tables, policy)
     assert found.frames == 4 * 30
