@@ -38,7 +38,12 @@ def flags(rows: Rows, name: str) -> Mask:
 
 def equals(rows: Rows, name: str, text: str) -> Mask:
     """Where a text column, plain or dictionary-encoded, says this; a null says nothing."""
-    values: Mask = pc.equal(column(rows, name), text).fill_null(False).to_numpy(zero_copy_only=False)
+    found = column(rows, name)
+    if isinstance(found, pa.DictionaryArray):  # numbers compare faster than texts
+        numbers, texts = codes(rows, name)
+        same: Mask = np.array([one == text for one in texts])[numbers]
+        return same
+    values: Mask = pc.equal(found, text).fill_null(False).to_numpy(zero_copy_only=False)
     return values
 
 
