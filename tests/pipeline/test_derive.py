@@ -8,25 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import rle, survey
+from pipeline import survey
 from pipeline.derive import Plan, ReviewImages, derive, picture_keys, prepared
 from pipeline.errors import StorageError, UnavailableError
-from pipeline.ledger import Commit, Ledger
+from pipeline.ledger import Ledger
 from pipeline.policy import Policy
 from pipeline.records import LABELS, MASKS, REVIEW, SCHEMA_VERSION, read_metadata
 from pipeline.storage.manifest import FileRecord, derived_key, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.stretches import Stretch
 
-VIDEO = "ab" * 32
-SCORES = {1: [0.9, 0.5, 0.3, 0.4, 0.9, 0.2], 2: [0.9, 0.9, 0.9, 0.9, 0.9, 0.9]}
-POLICY = Policy(max_uncertainty=0.25)
+from .deriving import POLICY, SCORES, VIDEO, commit, facts, read
 
 
 @pytest.fixture(params=["local", "rclone", "moto"])
@@ -40,45 +36,6 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
 @pytest.fixture
 def local(tmp_path: Path) -> Ledger:
     return Ledger(ObjectStore(tmp_path / "out"))
-
-
-def facts(scores: dict[int, list[float]], **changes: dict[tuple[int, int], Any]) -> pa.RecordBatch:
-    mask = rle.encode_mask(np.eye(8, dtype=bool))
-    rows = [
-        {
-            "video_id": VIDEO, "video_uri": "v.mp4", "frame_index": frame, "pts_seconds": frame / 25,
-            "object_id": object_id, "height": 8, "width": 8, "rle": mask.counts, "area_px": mask.area_px,
-            "bbox_xyxy": mask.bbox_xyxy, "visibility": "visible", "direction": "forward",
-            "auto": False, "shot_index": 0, "across_cut": False,
-            "iou_tracked": scores[object_id][frame], "score_source": "iou_tracked",
-            **{name: values[frame, object_id] for name, values in changes.items() if (frame, object_id) in values},
-        }
-        for frame in range(len(scores[1]))
-        for object_id in sorted(scores)
-    ]  # fmt: skip
-    return pa.RecordBatch.from_pylist(rows, schema=MASKS)
-
-
-def commit(ledger: Ledger, batch: pa.RecordBatch, key: str, drop: str = "first") -> Commit:
-    parent = ledger.newest_generation(VIDEO)
-    record = write_facts(
-        ledger.store,
-        "masks",
-        facts_key("masks", drop, VIDEO, f"{parent + 1:06d}-{key}"),
-        [batch],
-        MASKS,
-        {"drop": drop},
-    )
-    return ledger.commit(
-        VIDEO, parent=parent, work_key=key, video_uri="v.mp4", drop=drop, files=[record], run_id="r", attempt=1,
-        started_at=datetime.now(UTC),
-    )  # fmt: skip
-
-
-def read(ledger: Ledger, layer: str) -> pa.Table:
-    (key,) = [key for key in ledger.store.list() if key.startswith(f"{layer}/")]
-    with ledger.store.open(key) as file:
-        return pq.read_table(file)
 
 
 def test_every_row_is_labelled_and_flagged_stretches_are_listed(ledger: Ledger) -> None:

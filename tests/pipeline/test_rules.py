@@ -239,7 +239,12 @@ def test_a_rule_tells_its_numbers_and_what_to_do(
 
 
 @settings(deadline=None)
-@given(values=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), limit=share(0, 0.9))
+@given(
+    values=st.lists(
+        st.floats(0, 1, width=32) | st.tuples(share(0.1, 0.9), st.floats(-0.01, 0.01)).map(sum), min_size=1, max_size=40
+    ),
+    limit=share(0, 0.9),
+)
 def test_texts_made_for_many_rows_are_those_of_each_row(values: list[float], limit: float) -> None:
     policy = Policy(max_uncertainty=limit)
     batch = facts(*({"iou_tracked": value} for value in values))
