@@ -86,7 +86,8 @@ def calibrate(
     told = len(source.names())
     rows = collect(truth, policy, request.by, lambda done: progress("truth", done, told))
     refuse_foreign(labels.store, request.policy, rows)
-    map_share = 0.0 if source.kind == "verdicts" else request.map_share
+    audited = source.kind == "verdicts"
+    map_share = 0.0 if audited else request.map_share
     mapping_n = rows.mapping(map_share)
     mapping, certifying = subset(rows, mapping_n), subset(rows, ~mapping_n)
     loss_n = losses_of(certifying, request)
@@ -94,9 +95,9 @@ def calibrate(
     matches = matches_of(certifying, request)
     shaped = with_thresholds(policy, [(match, 1.0) for match in matches[:-1]], 1.0)
     certify_ids = {certifying.video_ids[one] for one in np.unique(certifying.video_n)}
-    pool = survey(labels.files, shaped, rows.processes, certify_ids, partial(progress, "pool"))
+    pool = survey(labels.files, shaped, rows.processes, certify_ids, audited, partial(progress, "pool"))
     cap = request.max_rows_per_video or pool.cap() or int(np.bincount(certifying.video_n).max())
-    groups = certify_groups(certifying, loss_n, request, matches, pool, cap, audited=source.kind == "verdicts")
+    groups = certify_groups(certifying, loss_n, request, matches, pool, cap, audited=audited)
     policy = with_thresholds(policy, [(one.match, one.threshold) for one in groups[:-1]], groups[-1].threshold)
     per_day = request.videos_per_day or videos_per_day_of(labels, pool)
     certified = any(one.threshold is not None for one in groups)

@@ -95,16 +95,19 @@ def survey(
     policy: Policy,
     processes: Sequence[Process],
     certifying: Collection[str],
+    audited: bool,
     progress: Callable[[int, int], None],
 ) -> Pool:
     """Count the rows of the pool by uncertainty.
 
     Args:    policy: with a group for each that is certified apart.
              certifying: ids of videos that are left out of all counts but their number.
+             audited: leave them in: where verdicts are about rows drawn from everywhere, what is left is no fair pool,
+                 and its scores tell nothing of losses.
              progress: called with the files so far, and of how many.
     """
     pool = Pool(groups=[Group() for _ in range(len(policy.groups) + 1)])
-    for number, (file, model, batches) in enumerate(_alike(files, policy, processes, certifying), 1):
+    for number, (file, model, batches) in enumerate(_alike(files, policy, processes, () if audited else certifying), 1):
         progress(number, len(files))
         if batches is None:
             pool.others += 1
@@ -112,7 +115,8 @@ def survey(
         pool.videos += 1
         if file.video_id in certifying:
             pool.certifying_keys.append(file.key)
-            continue
+            if not audited:
+                continue
         rows = 0
         for batch in batches:
             ruled = Examined(batch, policy, file.source, model).ruled()
@@ -124,7 +128,8 @@ def survey(
                 met_n = ruled.compared_n[ruled.passes_n & here_n & (ruled.compared_n <= 1)]
                 bins = np.ceil(met_n * STEPS - 1e-6).astype(np.int64)
                 counts.candidates_b += np.bincount(bins, minlength=STEPS + 1)
-        pool.keys.append(file.key)
+        if file.video_id not in certifying:
+            pool.keys.append(file.key)
         pool.rows_v.append(rows)
     return pool
 

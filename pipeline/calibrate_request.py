@@ -82,7 +82,7 @@ def refuse_foreign(store: ObjectStore, policy: Policy, rows: JudgedRows) -> None
         raise CalibrationError(error.expected, error.got, step) from error
     for process in rows.processes:
         if (unlike := difference(process, named.processes)) is not None:
-            got = f"certificate {named.id[:12]}, to which these are {unlike.replace('than', 'namely')}"
+            got = f"certificate {named.id[:12]}, which is for {unlike}"
             raise CalibrationError("a policy whose certificate is for these masks", got, step)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibrate_pool import Grid, Pool
+from pipeline.calibrate_pool import STEPS, Grid, Pool
 from pipeline.calibrate_request import Request
 from pipeline.calibrate_rows import JudgedRows, group_matches, subset
 from pipeline.certificate_parts import ErrorRate, Group, IouMap, Match
@@ -96,8 +96,8 @@ def _within_support(grid: Grid, rows: JudgedRows) -> Grid:
     An audit draws from what was accepted, so it ends at the threshold of its day.
     """
     judged = rows.score_n[np.isfinite(rows.score_n)]
-    kept = grid.threshold_k[grid.threshold_k <= judged.max()] if len(judged) else grid.threshold_k[:0]
-    kept = kept if len(kept) else grid.threshold_k[:1]
+    highest = math.floor(judged.max() * STEPS) / STEPS if len(judged) else 0.0
+    kept = np.append(grid.threshold_k[grid.threshold_k < highest], highest)
     return Grid(kept, None if grid.start is None else min(grid.start, float(kept[-1])))
 
 

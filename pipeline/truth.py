@@ -204,6 +204,8 @@ def _facts(file: pq.ParquetFile) -> Iterator[Fact]:
 
 def _light(file: pq.ParquetFile) -> pa.Table:
     """All columns but the masks, as this release names them."""
-    names = [name for name in MASKS.names if name not in HEAVY_COLUMNS and name in file.schema_arrow.names]
-    version = str(read_metadata(file.schema_arrow).get("schema_version"))
+    schema = file.schema_arrow
+    there = set(schema.names) - set(HEAVY_COLUMNS)
+    names = [name for name in MASKS.names if name in there]
+    version = str(read_metadata(schema).get("schema_version"))
     return pa.Table.from_batches([upgraded(batch, version) for batch in file.iter_batches(columns=names)])
