@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +46,7 @@ class Sweep:
         truth_videos, truth_rows: matched.
         left_out: files that could not be read, and why.
         policies: ids of the policies that the labels were decided by.
+        makers: what made the facts, as the files say: one of each kind.
     """
 
     policy: Policy
@@ -61,6 +64,7 @@ class Sweep:
     days: int | None
     left_out: list[tuple[str, str]] = field(default_factory=list)
     policies: tuple[str, ...] = ()
+    makers: tuple[dict[str, Any], ...] = ()
 
     @property
     def thresholds_k(self) -> Floats:
@@ -148,6 +152,7 @@ class _Total:
         self.videos = self.frames = 0
         self.left_out: list[tuple[str, str]] = []
         self.policies: set[str] = set()
+        self.makers: dict[str, dict[str, Any]] = {}
 
     def add(self, one: FileSums) -> None:
         """A file."""
@@ -157,6 +162,7 @@ class _Total:
             return
         if one.policy_id:
             self.policies.add(one.policy_id)
+        self.makers.setdefault(json.dumps(one.maker, sort_keys=True), one.maker)
         self.frames += one.frames
         for group, sums in one.groups.items():
             self._sums(group).add(sums)
@@ -217,7 +223,7 @@ class _Total:
             now=-1 if policy.groups else int(np.flatnonzero(self.edges == policy.max_uncertainty)[0]),
             overall_sums=overall, group_sums=dict(ordered), examples=tuple(self.candidates.examples()),
             videos=self.videos, frames=self.frames, days=days, left_out=self.left_out,
-            policies=tuple(sorted(self.policies)),
+            policies=tuple(sorted(self.policies)), makers=tuple(self.makers.values()),
         )  # fmt: skip
 
     def _check(self, overall: Sums, labels: Labels) -> None:

@@ -174,16 +174,16 @@ def opened(file: LabelFile) -> Iterator[Opened]:
         yield Opened(raw, file)
 
 
-def policy_of(files: Sequence[LabelFile]) -> tuple[Policy | None, dict[str, Any]]:
-    """The policy that the labels were decided by, as the first file that can be read tells; and all that it tells."""
-    for file in files:
+def policy_of(labels: Labels) -> Policy | None:
+    """The policy that the labels were decided by, as the first file that can be read tells; None if it tells none."""
+    for file in labels.files:
         try:
             with opened(file) as one:
                 said = one.metadata.get("policy")
-                return (Policy.model_validate(said) if isinstance(said, dict) else None), one.metadata
+                return Policy.model_validate(said) if isinstance(said, dict) else None
         except (StorageError, ValueError):
             continue
-    return None, {}
+    return None
 
 
 def days_of(labels: Labels) -> int | None:

@@ -28,6 +28,9 @@ from pipeline.sweep_sums import (
 )  # fmt: skip
 from pipeline.sweep_truth import Truth, row_key
 
+MAKER = ("model", "heads_sha256", "config")
+"""What the metadata of a file says of the process that made its facts."""
+
 
 class Group(NamedTuple):
     """Rows of one source, label and model; None where they have none."""
@@ -48,6 +51,7 @@ class FileSums:
     frames: int = 0
     candidates: Candidates | None = None
     policy_id: str | None = None
+    maker: dict[str, Any] = field(default_factory=dict)
     error: MasksieveError | None = None
 
 
@@ -63,6 +67,7 @@ class FileReader:
         try:
             with opened(file) as one:
                 sums.policy_id = one.metadata.get("policy_id")
+                sums.maker = {name: one.metadata.get(name) for name in MAKER}
                 reader = _Batches(self, one, sums)
                 for batch in one.batches(self.policy):
                     reader.add(batch)

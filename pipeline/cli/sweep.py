@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.certificate import Evidence
+    from pipeline.policy import Policy
     from pipeline.render.sweep_crops import Crop
     from pipeline.sweep import Sweep
     from pipeline.sweep_examples import Example
+    from pipeline.sweep_input import Labels
     from pipeline.sweep_truth import Truth
 
 MOST_GROUPS = 12
@@ -57,8 +60,6 @@ def sweep(
     set_: Set = None,
 ) -> None:
     """Show coverage, review load and, with truth, risk at every threshold: a page with a slider, a picture, a CSV."""
-    from pipeline.certificate import evidence as no_evidence
-    from pipeline.certificate import find_evidence
     from pipeline.errors import MasksieveError, UnavailableError
     from pipeline.policy import load_policy
     from pipeline.render.sweep_crops import draw_crops
@@ -74,7 +75,7 @@ def sweep(
     console = notices()
     try:
         labels = find_labels(manifest, settings.storage, drop or ())
-        said, metadata = policy_of(labels.files)
+        said = policy_of(labels)
         with Counter(console, "truth of", "videos") as count:
             known = None if truth is None else load_truth(truth, labels, progress=count)
         with Counter(console, "sweeping", "files") as count:
@@ -86,10 +87,7 @@ def sweep(
         raise
     except MasksieveError as error:
         raise CallError(error.expected, error.got, error.next_step) from error
-    if labels.output:
-        evidence = find_evidence(labels.store, found.policy, metadata)
-    else:
-        evidence = no_evidence(found.policy, None, None, metadata)
+    evidence, passed = _evidence(found, labels)
     known_iou = _with_iou(found, known)
     with Counter(console, "examples from", "videos") as count:
         crops = (
@@ -97,11 +95,33 @@ def sweep(
             if no_examples
             else draw_crops(known_iou, found.told.tolist(), _bin(found), settings.decode, progress=count)
         )
-    files = _write(found, crops, evidence, out, manifest)
+    files = _write(found, crops, evidence, passed, out, manifest)
     if json_:
         typer.echo(json.dumps(_as_json(found, evidence, manifest, files), indent=1))
     else:
         _tell(found, evidence, files)
+
+
+def _evidence(found: Sweep, labels: Labels) -> tuple[Evidence, list[float]]:
+    """What stands behind the policy for all that was swept, and other thresholds that the certificate passed."""
+    from pipeline.certificate import CertificateError, evidence, read_certificate, void_reason
+
+    certificate = void = None
+    if labels.output and found.policy.certificate is not None:
+        with suppress(CertificateError):
+            certificate = read_certificate(labels.store, found.policy.certificate)
+            void = void_reason(labels.store, certificate.id)
+
+    def of(policy: Policy) -> Evidence:
+        return min(
+            (evidence(policy, certificate, void, maker) for maker in found.makers), key=lambda one: one.certified
+        )
+
+    now = of(found.policy)
+    if not now.certified or found.policy.groups:
+        return now, []
+    told = found.thresholds_k[found.told].tolist()
+    return now, [at for at in told if of(found.policy.model_copy(update={"max_uncertainty": at})).certified]
 
 
 def _bin(found: Sweep) -> int:
@@ -118,7 +138,9 @@ def _with_iou(found: Sweep, known: Truth | None) -> list[Example]:
     ]
 
 
-def _write(found: Sweep, crops: Sequence[Crop], evidence: Evidence, out: Path, manifest: str) -> list[Path]:
+def _write(
+    found: Sweep, crops: Sequence[Crop], evidence: Evidence, passed: list[float], out: Path, manifest: str
+) -> list[Path]:
     """CSV of thresholds and of groups, picture and page. The page comes last."""
     from pipeline.errors import StorageError
     from pipeline.render.sweep_page import draw_page
@@ -131,7 +153,7 @@ def _write(found: Sweep, crops: Sequence[Crop], evidence: Evidence, out: Path, m
     texts = {
         "sweep.csv": as_csv(told(found), names),
         "groups.csv": as_csv(by_group(found), [*Group._fields, "predicted", *names]),
-        "sweep.html": draw_page(found, crops, evidence.text, certified=evidence.certified, title=title),
+        "sweep.html": draw_page(found, crops, evidence, title=title, passed=passed),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -160,7 +160,7 @@ function strip(k) {
       const figure = element(side, "figure");
       element(figure, "img", { src: "data:image/jpeg;base64," + one.jpeg, alt: one.caption, title: one.caption });
       const caption = element(figure, "figcaption");
-      element(caption, "b", {}, one.u.toFixed(3));
+      element(caption, "b", {}, one.u.toFixed(one.u.toFixed(3) === threshold(at) && one.u !== at ? 4 : 3));
       if (one.iou !== null) element(caption, "span", one.iou < D.badIou ? { class: "bad" } : {}, ` true IoU ${one.iou.toFixed(2)}`);
       element(caption, "div", { class: "faint" }, one.caption);
     }
@@ -189,8 +189,9 @@ function draw() {
     (D.risk ? `, error rate ${percent(D.risk.error[k])}` : ""));
   byId("back").disabled = policy;
   const badge = byId("evidence");
-  badge.textContent = policy ? D.evidence : "uncertified: this threshold was looked at, no certificate names it";
-  badge.classList.toggle("good", policy && D.certified);
+  badge.textContent = policy ? D.evidence : D.passed[k] ? "certified too: the policy's certificate passed this threshold"
+    : "uncertified: this threshold was looked at, no certificate names it";
+  badge.classList.toggle("good", policy ? D.certified : D.passed[k]);
   tiles(k); drawRisk(k); drawHistogram(k); drawLoad(k); groups(k);
   if (D.examples.length) strip(k);
 }

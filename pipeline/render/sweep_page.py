@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.certificate import Evidence
 from pipeline.render.sweep_crops import Crop
 from pipeline.sweep import Sweep
 from pipeline.sweep_figures import a_dozen, columns, current, figures, told
@@ -23,18 +24,21 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 """What the browser may load for the page: nothing but what is in it."""
 
 
-def draw_page(sweep: Sweep, crops: Sequence[Crop], evidence: str, *, certified: bool, title: str) -> str:
+def draw_page(
+    sweep: Sweep, crops: Sequence[Crop], evidence: Evidence, *, title: str, passed: Sequence[float] = ()
+) -> str:
     """The page.
 
     Args:
         crops: examples by uncertainty.
-        evidence: what stands behind the policy's threshold, in words; certified: whether that is a certificate.
+        evidence: what stands behind the policy's threshold.
         title: where the labels lie, for people.
+        passed: other thresholds that the policy's certificate passed.
     Returns: HTML; whatever came from files or labels is escaped.
     """
-    data = _data(sweep, crops, evidence, certified)
+    data = _data(sweep, crops, evidence, passed)
     body = [
-        _head(sweep, evidence, certified, title),
+        _head(sweep, evidence, title),
         _panel(sweep, data),
         _charts(sweep),
         _strip(crops),
@@ -54,7 +58,7 @@ def draw_page(sweep: Sweep, crops: Sequence[Crop], evidence: str, *, certified: 
     )
 
 
-def _data(sweep: Sweep, crops: Sequence[Crop], evidence: str, certified: bool) -> dict[str, Any]:
+def _data(sweep: Sweep, crops: Sequence[Crop], evidence: Evidence, passed: Sequence[float]) -> dict[str, Any]:
     """All that the script needs, by threshold."""
     rows = [figures(sweep, sweep.overall, k) for k in sweep.told.tolist()]
     at = sweep.policy.max_uncertainty
@@ -73,7 +77,9 @@ def _data(sweep: Sweep, crops: Sequence[Crop], evidence: str, certified: bool) -
         }  # fmt: skip
     return {
         "thresholds": [row["threshold"] for row in rows],
-        "start": start, "now": -1 if sweep.now < 0 else start, "evidence": evidence, "certified": certified,
+        "start": start, "now": -1 if sweep.now < 0 else start, "evidence": evidence.text,
+        "certified": evidence.certified,
+        "passed": [row["threshold"] in passed for row in rows],
         "confidence": f"{100 * sweep.confidence:g}% interval", "badIou": sweep.bad_iou,
         "predicted": sweep.overall.predicted, "coverage": column("coverage"), "accepted": column("accepted"),
         "flagged": column("review_rows"), "perVideo": column("stretches_per_video"), "perTime": column(per_time),
@@ -115,15 +121,15 @@ def _group(sweep: Sweep, group: Group) -> dict[str, Any]:
     return said
 
 
-def _head(sweep: Sweep, evidence: str, certified: bool, title: str) -> str:
+def _head(sweep: Sweep, evidence: Evidence, title: str) -> str:
     truth = sweep.overall_sums.truth
     known = "no truth was given" if truth is None else f"{truth.rows:,} masks of {truth.videos:,} videos have truth"
     over = f" over {sweep.days:,} days" if sweep.days else ""
+    kind = "badge good" if evidence.certified else "badge"
     return (
-        f'<header><h1>What each threshold accepts</h1><span class="badge{" good" if certified else ""}" id="evidence">'
-        f'{escape(evidence)}</span></header><p class="faint">{escape(title)}: {sweep.overall.predicted:,} predicted '
-        f"masks in {sweep.frames:,} frames of {sweep.videos:,} videos{over}; {known}; rules of the policy "
-        f"<b>{escape(sweep.policy.name)}</b></p>"
+        f'<header><h1>What each threshold accepts</h1><span class="{kind}" id="evidence">{escape(evidence.text)}</span>'
+        f'</header><p class="faint">{escape(title)}: {sweep.overall.predicted:,} predicted masks in {sweep.frames:,} '
+        f"frames of {sweep.videos:,} videos{over}; {known}; rules of the policy <b>{escape(sweep.policy.name)}</b></p>"
     )
 
 

@@ -18,6 +18,7 @@ from pipeline.storage.manifest import ParquetFile, derived_key
 from pipeline.storage.objects import ObjectStore
 
 FRAMES, SIDE = 30, 24
+MAKER = {"model": {"name": "sam2_nano", "sha256": "0" * 64}, "heads_sha256": None, "config": {"reverse": True}}
 
 
 def video_id(number: int) -> str:
@@ -55,13 +56,12 @@ def facts(number: int, *, frames: int = FRAMES, objects: int = 3, **always: Any)
     return pa.Table.from_pylist(rows, schema=MASKS)
 
 
-def write_labels(out: Path, table: pa.Table, drop: str = "day", policy: Policy | None = None) -> Path:
+def write_labels(
+    out: Path, table: pa.Table, drop: str = "day", policy: Policy | None = None, maker: dict[str, Any] = MAKER
+) -> Path:
     """The labels of one video, as decided by a policy."""
     policy = policy or Policy()
-    metadata = {
-        "model": {"name": "sam2_nano", "sha256": "0" * 64}, "heads_sha256": None, "config": {},
-        "policy": policy.model_dump(mode="json"), "policy_id": policy.policy_id,
-    }  # fmt: skip
+    metadata = {**maker, "policy": policy.model_dump(mode="json"), "policy_id": policy.policy_id}
     batch = table.combine_chunks().to_batches()[0]
     columns = [*batch.columns, *decide(batch, policy, source=drop, model="sam2_nano").columns]
     name = table["video_id"][0].as_py()

@@ -187,7 +187,7 @@ def test_the_policy_is_that_of_the_labels(tmp_path: Path) -> None:
     policy = Policy(name="strict", max_uncertainty=0.1234)
     write_labels(tmp_path, facts(0), policy=policy)
     labels = find_labels(str(tmp_path), StorageSettings())
-    assert policy_of(labels.files)[0] == policy
+    assert policy_of(labels) == policy
     found = sweep(labels, policy)
     assert found.thresholds_k[found.now] == 0.1234
     assert found.now in found.told

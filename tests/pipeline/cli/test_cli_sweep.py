@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from ..sweeping import facts, write_labels, write_truth
+from pipeline.certificate import Certificate, process_of, write_certificate
+from pipeline.ledger import Commit
+from pipeline.policy import Policy
+from pipeline.storage.objects import ObjectStore
+
+from ..conftest import S3Server
+from ..sweeping import MAKER, facts, video_id, write_labels, write_truth
 from .conftest import Run
 
 
@@ -99,3 +107,65 @@ def test_mistakes_are_one_line_and_exit_code_2(out: Path, run: Run, capsys: pyte
         assert len([line for line in captured.err.splitlines() if not line.startswith("warning:")]) == 1
         assert captured.out == ""
     assert not (folder / "pages").exists()
+
+
+def test_a_certificate_stands_behind_the_thresholds_that_it_passed(
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    issued = datetime.now(UTC)
+    certificate = Certificate.issue(
+        status="certified", promise={"kind": "error_rate", "bad_iou": 0.5, "at_most": 0.05}, confidence=0.9,
+        estimand="rows", max_rows_per_video=48, start_coverage=0.2, policy=Policy().model_dump(mode="json"),
+        groups=[{
+            "match": {}, "threshold": 0.3, "passed": (0.1, 0.2, 0.3), "videos": 400, "rows": 9000, "observed": 0.03,
+            "bound": 0.049, "coverage": 0.6, "level": 0.1,
+        }],
+        processes=[process_of(MAKER)], review={"rows_per_day": 12.5, "stretches_per_day": 3.0}, issued_at=issued,
+        truth={"kind": "davis", "sha256": "c" * 64, "videos": 500, "rows": 12000, "attempts": 0},
+        valid_until=issued + timedelta(days=90), software={},
+    )  # fmt: skip
+    write_certificate(ObjectStore(tmp_path / "out"), certificate)
+    policy = Policy(max_uncertainty=0.2, certificate=certificate.id)
+    write_labels(tmp_path / "out", facts(0), policy=policy)
+    words = ["sweep", tmp_path / "out", "--out", tmp_path / "pages", "--no-examples"]
+    assert run(*words) == 0
+    assert f"certified until {certificate.valid_until:%Y-%m-%d} by {certificate.id[:12]}" in capsys.readouterr().out
+    page = (tmp_path / "pages/sweep.html").read_text()
+    passed = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])  # type: ignore[index]
+    assert {at for at, one in zip(passed["thresholds"], passed["passed"], strict=True) if one} >= {0.2}
+    assert {at for at, one in zip(passed["thresholds"], passed["passed"], strict=True) if one} <= {0.1, 0.2, 0.3}
+    write_labels(tmp_path / "out", facts(1), policy=policy, maker={**MAKER, "heads_sha256": "f" * 64})
+    assert run(*words) == 0  # one video of other heads
+    assert "is for other heads" in capsys.readouterr().out
+
+
+def test_the_load_of_a_day_is_told_where_the_commits_lie_on_several_days(
+    out: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        at = datetime(2026, 11, 1 + 3 * number, tzinfo=UTC)
+        one = Commit(
+            video_id=video_id(number), generation=1, parent=0, work_key="w", video_uri="v.mp4", drop="day",
+            first_seen="day", files=(), rows=1, run_id="r", attempt=1, started_at=at, finished_at=at, host="h",
+        )  # fmt: skip
+        ObjectStore(out).put_atomic(f"commits/{video_id(number)}/000001.json", one.model_dump_json().encode())
+    assert run("sweep", out, "--out", out.parent / "pages", "--no-examples", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["days"] == 10
+    assert told["current"]["stretches_per_day"] == pytest.approx(told["current"]["review_stretches"] / 10)
+
+
+def test_labels_in_a_bucket_are_swept_where_they_are(
+    out: Path, run: Run, rclone_s3: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(f"{rclone_s3.new_bucket()}/labels-of-2026", rclone_s3.settings())
+    for path in (out / "labels").rglob("*.parquet"):
+        store.put_atomic(str(path.relative_to(out)), path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", rclone_s3.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", rclone_s3.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", rclone_s3.secret_access_key)
+    told = []
+    for place in (out, store.url):
+        assert run("sweep", place, "--out", out.parent / "pages", "--no-examples", "--json") == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0]["thresholds"] == told[1]["thresholds"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.certificate import Evidence
 from pipeline.cli.entry import main
 from pipeline.policy import Policy
 from pipeline.render.film import FilmWriter
@@ -173,7 +174,7 @@ def test_the_page_is_one_file_and_names_of_labels_are_no_markup(tmp_path: Path) 
     write_truth(tmp_path / "truth.parquet", [table])
     labels = find_labels(str(tmp_path / "out"), StorageSettings())
     found = sweep(labels, Policy(name=evil), truth=load_truth(tmp_path / "truth.parquet", labels))
-    page = draw_page(found, [Crop(b"jpeg", 0.1, evil, None, False)], "uncertified", certified=False, title=evil)
+    page = draw_page(found, [Crop(b"jpeg", 0.1, evil, None, False)], Evidence(False, evil), title=evil)
     assert "<img src=x" not in page
     assert page.count("</script>") == 2
     loaded = re.findall(r"(?:src|href|url|import)\s*[=(]\s*['\"]?([^'\"\s>)]*)", page)
