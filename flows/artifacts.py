@@ -95,6 +95,7 @@ def timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> str
 def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> str:
     import pyarrow.parquet as pq
 
+    from pipeline.certificate import Evidence
     from pipeline.ledger import Ledger
     from pipeline.render.masklet import masklets
     from pipeline.render.timeline import draw_timeline
@@ -117,7 +118,7 @@ def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> st
             Path(folder) / "timeline.png",
             title=name,
             threshold=settings.policy.max_uncertainty,
-            certificate=None if settings.policy.certificate is None else str(settings.policy.certificate)[:12],
+            support=Evidence(report.certified, report.evidence),
         )
         store.put_atomic(key, picture)
         data = picture.read_bytes()

@@ -27,6 +27,7 @@ def tell_labelled(item: Item, report: VideoReport, out: str) -> None:
         **where, "status": report.status, "generation": report.generation, "frames": report.frames,
         "objects": report.objects, "rows": report.rows, "accepted": report.accepted, "review": report.review,
         "hold": report.hold, "labels_uri": report.labels_uri, "certified": report.certified,
+        "evidence": report.evidence,
     }  # fmt: skip
     _emit(LABELLED, resource, item.drop, payload)
     if report.review:

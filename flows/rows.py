@@ -39,6 +39,7 @@ def row_of(report: VideoReport) -> Row:
         "wall_seconds": round(report.wall_seconds, 2),
         "frames_per_second": round(report.frames_per_second, 1) if report.frames_per_second else None,
         "certified": report.certified,
+        "evidence": report.evidence,
     }
 
 

@@ -33,7 +33,6 @@ from pipeline.policy import Policy
 from pipeline.storage.objects import ObjectStore
 
 VERSION = 1
-UNSUPPORTED = "the threshold rests on no evidence yet"
 
 FREE_FIELDS = frozenset({
     "name", "audit_rate", "seed", "certificate", "hold_above_uncertainty", "review_stretches_per_video",
@@ -114,6 +113,23 @@ class Evidence(NamedTuple):
     certified: bool
     text: str
 
+    @property
+    def brief(self) -> str:
+        """The words for a picture: of a policy that names no certificate, just "uncertified"."""
+        return "uncertified" if self == UNCERTIFIED else self.text
+
+
+UNCERTIFIED = Evidence(False, "uncertified: the threshold rests on no evidence yet")
+"""Of a policy that names no certificate."""
+
+
+class Standing(NamedTuple):
+    """How a certificate stands: `valid`, `expired`, `void` or `not_certified`, and what a person should know of it."""
+
+    certificate: Certificate
+    state: Literal["valid", "expired", "void", "not_certified"]
+    text: str
+
 
 def certificate_key(certificate_id: str) -> str:
     """Where an output keeps a certificate."""
@@ -181,6 +197,23 @@ def list_certificates(store: ObjectStore) -> list[Certificate]:
     return sorted(found, key=lambda one: (one.issued_at, one.id))
 
 
+def standings(store: ObjectStore, now: datetime | None = None) -> list[Standing]:
+    """How every certificate of an output stands, oldest first."""
+    return [_standing(one, void_reason(store, one.id), now or datetime.now(UTC)) for one in list_certificates(store)]
+
+
+def _standing(one: Certificate, void: str | None, now: datetime) -> Standing:
+    day = f"{one.valid_until:%Y-%m-%d}"
+    if void is not None:
+        return Standing(one, "void", f"void: {void}")
+    if one.status == "not_certified":
+        return Standing(one, "not_certified", "certifies no threshold")
+    if now >= one.valid_until:
+        return Standing(one, "expired", f"expired on {day}")
+    over = ", over the review budget" if one.status == "over_budget" else ""
+    return Standing(one, "valid", f"valid until {day}{over}")
+
+
 def process_of(metadata: Mapping[str, Any]) -> Process | None:
     """What made the facts whose metadata these are; None if they do not say."""
     model, config = metadata.get("model"), metadata.get("config")
@@ -232,9 +265,9 @@ def evidence(
     try:
         rules = policy if isinstance(policy, Policy) else Policy.model_validate(dict(policy))
     except ValidationError:
-        return Evidence(False, f"uncertified: {UNSUPPORTED}")
+        return UNCERTIFIED
     if rules.certificate is None:
-        return Evidence(False, f"uncertified: {UNSUPPORTED}")
+        return UNCERTIFIED
     short = rules.certificate[:12]
     if certificate is None or certificate.id != rules.certificate:
         return Evidence(False, f"uncertified: there is no certificate {short} in this output")

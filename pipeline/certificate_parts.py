@@ -50,6 +50,10 @@ class Match(Part):
         """Whether every row matches."""
         return self.source is None and self.label is None and self.model is None
 
+    def takes(self, *, source: str | None, label: str | None, model: str | None) -> bool:
+        """Whether rows of this source, label and model match."""
+        return self.source in (None, source) and self.label in (None, label) and self.model in (None, model)
+
     def __str__(self) -> str:
         named = [f"{name} {value}" for name, value in self if value is not None]
         return ", ".join(named) or "all"

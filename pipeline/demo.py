@@ -205,6 +205,7 @@ def run_demo(
         done: called with each clip's report.
     Raises: MasksieveError as label_video does.
     """
+    from pipeline.certificate import UNCERTIFIED
     from pipeline.label import label_video
     from pipeline.models import load_model
     from pipeline.render.contact import draw_contact_sheet
@@ -255,7 +256,8 @@ def run_demo(
         pictures / "timeline.png",
         title="masksieve demo",
         threshold=labelled.threshold if labelled else None,
-        certificate=labelled.certificate if labelled else None,
+        support=labelled.support if labelled else UNCERTIFIED,
+        by_label=labelled.by_label if labelled else None,
     )
     contact = draw_contact_sheet(
         tiles,

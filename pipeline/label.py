@@ -17,6 +17,7 @@ import torch
 
 from pipeline import temporal
 from pipeline.backing import require_certificate
+from pipeline.certificate import find_evidence
 from pipeline.derive import Derived, ReviewImages, derive
 from pipeline.discover import automatic_prompts
 from pipeline.drops import drop_name
@@ -186,7 +187,7 @@ def label_video(
         derived = _derive(store, ledger, commit, info, len(sample), settings, scratch, report)
         return report_of(
             video, commit, derived, len(sample), found, score_head(bank), "duplicate" if twin else fresh,
-            propagated, info.damage, time.monotonic() - started,
+            propagated, info.damage, time.monotonic() - started, find_evidence(store, settings.policy, metadata),
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.certificate import UNCERTIFIED, Evidence
 from pipeline.derive import Derived
 from pipeline.ledger import Commit
 from pipeline.prompts import PromptSet
@@ -24,6 +25,7 @@ class VideoReport:
         rows: frames x objects; accepted + review + hold = rows.
         absent, untracked: rows by visibility.
         certified: whether evidence stands behind the thresholds.
+        evidence: until when and by what, or why not.
         score_source: what uncertainty rests on, see `pipeline.score.score_head`.
         frames_per_second: what this run worked off; 0 where it had no frame to propagate.
         damage: why only the frames before it were labelled (`decode.on_damage: keep_good_prefix`); None if all were.
@@ -49,6 +51,7 @@ class VideoReport:
     certified: bool
     score_source: str
     damage: str | None = None
+    evidence: str = UNCERTIFIED.text
 
 
 def report_of(
@@ -62,12 +65,14 @@ def report_of(
     propagated: int,
     damage: str | None,
     wall_seconds: float,
+    evidence: Evidence,
 ) -> VideoReport:
     """Count what was derived from a commit.
 
     Args:
         score_source: what uncertainty rests on, see `pipeline.score.score_head`.
         fresh: whether this run made the commit, or that the commit is of another name of the same bytes.
+        evidence: what stands behind the thresholds now.
         propagated: frames that this run propagated; fewer than all where it went on from a checkpoint.
     """
     status: Status = "re-decided" if derived.status == "written" else "unchanged"
@@ -91,7 +96,8 @@ def report_of(
         error=None,
         labels_uri=derived.labels_uri,
         review_uri=derived.review_uri,
-        certified=derived.certified,
+        certified=evidence.certified,
+        evidence=evidence.text,
         score_source=score_source,
         damage=damage,
     )

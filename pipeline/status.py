@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from pipeline.certificate import standings as certificates
 from pipeline.plan import BUCKETS, LISTED
 from pipeline.settings import DropSettings
 from pipeline.storage.manifest import partition
@@ -85,13 +86,34 @@ class DropStatus:
     lines: tuple[Line, ...] = field(default=(), repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateLine:
+    """A certificate of the output.
+
+    Args:
+        promise, confidence: what of accepted masks holds, and how surely.
+        thresholds: highest and lowest that it certifies, None for none; groups: how many have one.
+        state: valid, expired, void or not_certified. text: until when, or why not.
+    """
+
+    id: str
+    promise: str
+    confidence: float
+    thresholds: tuple[float, float] | None
+    groups: int
+    videos: int
+    state: str
+    text: str
+
+
 @dataclass(frozen=True)
 class OutputStatus:
-    """Where an output stands: its drops, and how many videos are committed, whoever labelled them."""
+    """Where an output stands: its drops, how many videos are committed, whoever labelled them, and its certificates."""
 
     url: str
     committed: int
     drops: tuple[DropStatus, ...]
+    certificates: tuple[CertificateLine, ...] = ()
 
     @property
     def quarantined(self) -> int:
@@ -113,7 +135,18 @@ def output_status(store: ObjectStore, settings: DropSettings, drop: str | None =
         by_drop[standing.drop][plan_key] = standing
     names = sorted(by_drop.keys() | plans.keys())
     found = tuple(_drop_status(work, name, by_drop.get(name, {}), plans.get(name)) for name in names)
-    return OutputStatus(store.url, committed.result(), found)
+    return OutputStatus(store.url, committed.result(), found, _certificates(store))
+
+
+def _certificates(store: ObjectStore) -> tuple[CertificateLine, ...]:
+    found = []
+    for one, state, text in certificates(store):
+        limits = [group.threshold for group in one.groups if group.threshold is not None]
+        span = (max(limits), min(limits)) if limits else None
+        videos = sum(group.videos for group in one.groups)
+        line = CertificateLine(one.id, str(one.promise), one.confidence, span, len(limits), videos, state, text)
+        found.append(line)
+    return tuple(found)
 
 
 def _drop_status(

@@ -11,7 +11,7 @@ import typer
 from pipeline.cli.console import notices, plain_table, results
 from pipeline.cli.label import Set, make_settings
 from pipeline.cli.progress import Board
-from pipeline.cli.summary import percent, summary_table
+from pipeline.cli.summary import evidence, percent, summary_table
 
 if TYPE_CHECKING:
     from pipeline.demo import Agreement
@@ -55,8 +55,8 @@ def demo(
     told.print(
         f"\ncoverage {percent(report.coverage)}: that share of all rows was accepted without a person", soft_wrap=True
     )
-    if not all(one.certified for one in report.reports):
-        told.print("[yellow]uncertified[/]: the threshold rests on no evidence yet", soft_wrap=True)
+    for text in sorted({one.evidence for one in report.reports}):
+        told.print(evidence(text), soft_wrap=True)
     told.print("\nlook at")
     for path, what in (
         *((film, "masks by decision: solid accepted, hatched and red-edged flagged") for film in report.films[:1]),

@@ -22,7 +22,7 @@ from pipeline.cli.console import (
     results,
 )
 from pipeline.cli.progress import Board
-from pipeline.cli.summary import as_json, summary_table
+from pipeline.cli.summary import as_json, evidence, summary_table
 from pipeline.errors import MasksieveError, PromptError, SettingsError
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ def twins(reports: list[VideoReport]) -> list[tuple[str, str]]:
 
 def tell(reports: list[VideoReport], out: str) -> None:
     """The summary on stdout: the table, each failure with its reason, what the thresholds rest on, where it all is."""
+    from pipeline.certificate import UNCERTIFIED
+
     console = results()
     console.print()
     console.print(summary_table(reports))
@@ -216,7 +218,9 @@ def tell(reports: list[VideoReport], out: str) -> None:
             "prompts",
             soft_wrap=True,
         )
-    if not all(report.certified for report in done):
+    for text in sorted({report.evidence for report in done} - {UNCERTIFIED.text}):
+        console.print(evidence(text), soft_wrap=True)
+    if any(report.evidence == UNCERTIFIED.text for report in done):
         sources = sorted({report.score_source for report in done if report.score_source})
         based = f"uncertainty is 1 - {' or '.join(sources)}; " if sources else ""
         console.print(f"[yellow]uncertified[/]: {based}the thresholds rest on no evidence yet", soft_wrap=True)

@@ -74,7 +74,7 @@ def _drawn(found: OutputStatus) -> RenderableType:
 
     if not found.drops:
         words = f"no drop on record in {found.url}; {counted(found.committed, 'video')} committed"
-        return Text(words)
+        return Group(Text(words), *_certificates(found))
     table = plain_table()
     table.add_column("drop", overflow="fold")
     for heading in ("listed", "done", "running", "waiting", "settling", "no prompts", "failed", "quarantined"):
@@ -85,7 +85,25 @@ def _drawn(found: OutputStatus) -> RenderableType:
         table.add_row(*_figures(one))
         parts += [Text.from_markup(line) for line in _notes(one)]
     parts.append(Text(f"\n{counted(found.committed, 'video')} committed in {found.url}"))
+    parts += _certificates(found)
     return Group(*parts)
+
+
+def _certificates(found: OutputStatus) -> list[RenderableType]:
+    """A line for each certificate, the newest first."""
+    from rich.text import Text
+
+    styles = {"valid": "green", "expired": "yellow", "void": "bold red", "not_certified": "dim"}
+    lines = []
+    for one in found.certificates[::-1][:NAMED]:
+        limits = "no threshold"
+        if one.thresholds is not None:
+            highest, lowest = one.thresholds
+            limits = f"threshold {highest:g}" if highest == lowest else f"thresholds {lowest:g} to {highest:g}"
+        words = f"[{styles[one.state]}]{escape(one.text)}[/] [dim]{one.promise}, {one.confidence:.0%} confidence[/]"
+        lines.append(f"certificate {one.id}: {limits}, {words}")
+    lines += _more(len(found.certificates) - NAMED)
+    return [Text.from_markup(line) for line in lines]
 
 
 def _figures(one: DropStatus) -> list[str]:

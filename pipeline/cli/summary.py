@@ -89,6 +89,12 @@ def _figures(sums: dict[str, Any]) -> list[str]:
     ]
 
 
+def evidence(text: str) -> str:
+    """What stands behind thresholds, as markup: "certified until ..." green, "uncertified: ..." yellow."""
+    first, _, rest = escape(text).partition(" ")
+    return f"[{'green' if first == 'certified' else 'yellow'}]{first.rstrip(':')}[/]{':' * first.endswith(':')} {rest}"
+
+
 def counted(number: int, word: str) -> str:
     """A number and its noun: 1, "frame" -> "1 frame"; 2, "frame" -> "2 frames"."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

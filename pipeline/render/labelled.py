@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
+from pipeline.certificate import UNCERTIFIED, Evidence, find_evidence, thresholds
 from pipeline.errors import StorageError
+from pipeline.policy import Policy
 from pipeline.records import read_metadata
 from pipeline.storage.objects import ObjectStore
 
@@ -35,7 +39,8 @@ class Labelled:
         stretches: one row per review stretch (review_id, frame_index and object_id of its representative), most
             uncertain first.
         threshold: largest uncertainty that the policy accepts, None where the file does not say.
-        certificate: evidence for it, None is "uncertified".
+        support: what stands behind it.
+        by_label: of a policy with groups, the threshold of each label in the video; None: no prediction is accepted.
         sampled: whether a stride, a rate or a range left frames out.
         auto_margin: added to the uncertainty of automatic objects before it is compared, 0..1; 0 if there are none.
     """
@@ -44,17 +49,21 @@ class Labelled:
     rows: pa.Table = field(repr=False)
     stretches: pa.Table = field(repr=False)
     threshold: float | None
-    certificate: str | None
+    support: Evidence = UNCERTIFIED
     sampled: bool = False
     auto_margin: float = 0.0
+    by_label: Mapping[str | None, float | None] = field(default_factory=dict)
 
     @property
     def evidence(self) -> str:
         """The threshold and what it rests on, in a few words."""
+        limits = sorted({limit for limit in self.by_label.values() if limit is not None})
         threshold = "no threshold" if self.threshold is None else f"threshold {self.threshold:.2f}"
+        if len(limits) > 1:
+            threshold = f"thresholds {limits[0]:.2f} to {limits[-1]:.2f} by label"
         if self.threshold is not None and self.auto_margin:
             threshold += f" ({self.threshold - self.auto_margin:.2f} for automatic objects)"
-        return f"{threshold}, {f'certificate {self.certificate[:12]}' if self.certificate else 'uncertified'}"
+        return f"{threshold}, {self.support.brief}"
 
 
 def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Labelled:
@@ -67,7 +76,7 @@ def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Label
     Raises: StorageError if there is no such output, or it does not hold this video.
     """
     store = ObjectStore(labels, storage)
-    tables = _read(store, "labels", video_id, ROW_COLUMNS)
+    keys, tables = _read(store, "labels", video_id, ROW_COLUMNS)
     if not tables:
         videos = {PurePosixPath(key).stem for key in store.list("labels/") if key.endswith(".parquet")}
         raise StorageError(
@@ -78,12 +87,14 @@ def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Label
     rows = pa.concat_tables(tables).sort_by([("frame_index", "ascending"), ("object_id", "ascending")])
     metadata = read_metadata(tables[0].schema)
     policy = _policy(metadata)
+    by_label = _thresholds(policy, metadata, keys[0], rows)
     return Labelled(
         video_id=video_id,
         rows=rows.replace_schema_metadata(None),
         stretches=_stretches(store, video_id),
-        threshold=policy.get("max_uncertainty"),
-        certificate=policy.get("certificate"),
+        threshold=max((limit for limit in by_label.values() if limit is not None), default=None),
+        support=find_evidence(store, policy, metadata),
+        by_label=by_label,
         auto_margin=float(policy.get("auto_margin") or 0.0) if _has_automatic(tables) else 0.0,
         sampled="sampling" in (metadata.get("config") or {}),
     )
@@ -97,7 +108,7 @@ def _has_automatic(tables: list[pa.Table]) -> bool:
 def _stretches(store: ObjectStore, video_id: str) -> pa.Table:
     """The representative row of each review stretch, most uncertain first."""
     columns = ("review_id", "frame_index", "object_id", "uncertainty", "decision", "representative")
-    tables = _read(store, "review", video_id, columns)
+    _, tables = _read(store, "review", video_id, columns)
     if not tables:  # nothing was flagged
         return pa.table({name: [] for name in columns})
     table = pa.concat_tables(tables)
@@ -108,15 +119,33 @@ def _stretches(store: ObjectStore, video_id: str) -> pa.Table:
     )
 
 
-def _read(store: ObjectStore, layer: str, video_id: str, columns: Sequence[str]) -> list[pa.Table]:
-    """The video's own file in one derived layer, wherever its drop put it; none gives an empty list."""
-    tables = []
+def _read(store: ObjectStore, layer: str, video_id: str, columns: Sequence[str]) -> tuple[list[str], list[pa.Table]]:
+    """The video's own file in one derived layer, wherever its drop put it, and its key; none gives empty lists."""
+    keys, tables = [], []
     for key in store.list(f"{layer}/"):
         if PurePosixPath(key).name == f"{video_id}.parquet":
+            keys.append(key)
             with store.open(key) as file:
                 there = set(pq.read_schema(file).names)
                 tables.append(pq.read_table(file, columns=[name for name in columns if name in there]))
-    return tables
+    return keys, tables
+
+
+def _thresholds(
+    policy: Mapping[str, Any], metadata: Mapping[str, Any], key: str, rows: pa.Table
+) -> dict[str | None, float | None]:
+    """The threshold of each label in the video; none where the file carries no policy that this release reads."""
+    try:
+        groups = thresholds(Policy.model_validate(policy)) if policy else []
+    except ValidationError:
+        return {None: policy.get("max_uncertainty")}
+    source = unquote(PurePosixPath(key).parent.name.removeprefix("drop="))
+    model = (metadata.get("model") or {}).get("name")
+    labels = pc.unique(rows["label"]).to_pylist() or [None]
+    return {
+        label: next((limit for match, limit in groups if match.takes(source=source, label=label, model=model)), None)
+        for label in labels
+    }
 
 
 def _policy(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def show_video(
         out / f"{name}.timeline.png",
         title=video.name,
         threshold=labelled.threshold,
-        certificate=labelled.certificate,
+        support=labelled.support,
+        by_label=labelled.by_label,
     )
     shown = f"{len(film.tiles)} of {labelled.stretches.num_rows} flagged stretches, most uncertain first"
     contact = draw_contact_sheet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from pipeline.certificate import UNCERTIFIED, Evidence
 from pipeline.errors import StorageError
 from pipeline.render.masklet import Masklet, runs
 from pipeline.render.palette import decision_colour, object_colour, unit
@@ -28,7 +29,8 @@ def draw_timeline(
     *,
     title: str,
     threshold: float | None,
-    certificate: str | None,
+    support: Evidence = UNCERTIFIED,
+    by_label: Mapping[str | None, float | None] | None = None,
 ) -> Path:
     """One panel per object: the uncertainty curve over a ground coloured by decision, scene cuts as upright lines.
 
@@ -37,7 +39,8 @@ def draw_timeline(
         path: target PNG.
         title: usually the video's name.
         threshold: largest accepted uncertainty, None where the policy has none.
-        certificate: evidence for the threshold; None is written as "uncertified".
+        support: what stands behind it.
+        by_label: thresholds that differ by the object's label; None where they do not.
     Returns: path.
     Raises:  StorageError if the picture cannot be written.
     """
@@ -56,7 +59,7 @@ def draw_timeline(
     first = min((int(m.frame_index_n[0]) for m in shown if m.frame_index_n.size), default=0)
     last = max((int(m.frame_index_n[-1]) for m in shown if m.frame_index_n.size), default=1)
     for axis, masklet in zip(axes, shown, strict=False):
-        _panel(axis, masklet, threshold)
+        _panel(axis, masklet, (by_label or {}).get(masklet.label, threshold))
     if not shown:
         axes[0].text(0.5, 0.5, "no object", transform=axes[0].transAxes, ha="center", fontsize=12, color=_INK)
         axes[0].set_axis_off()
@@ -65,14 +68,17 @@ def draw_timeline(
         axis.set_xticklabels([]) if axis is not axes[-1] else None
     axes[-1].set_xlabel("frame", color=_INK, fontsize=9, labelpad=1)
     figure.text(0.012, 1 - 0.20 / height, title, fontsize=12, fontweight="bold", color=_INK, va="center")
-    evidence = f"threshold {threshold:.2f}, " if threshold is not None else "no threshold, "
-    evidence += f"certificate {certificate}" if certificate else "uncertified"
+    limits = sorted({limit for limit in (by_label or {}).values() if limit is not None})
+    evidence = f"threshold {threshold:.2f}" if threshold is not None else "no threshold"
+    if len(limits) > 1:
+        evidence = f"thresholds {limits[0]:.2f} to {limits[-1]:.2f} by label"
+    evidence += f", {support.brief}"
     figure.text(
         0.975,
         1 - 0.20 / height,
         evidence,
         fontsize=10,
-        color="#b3261e" if not certificate else _INK,
+        color=_INK if support.certified else "#b3261e",
         va="center",
         ha="right",
     )

@@ -60,7 +60,7 @@ def test_a_timeline_draws_its_cuts(tmp_path: Path) -> None:
     rows = _rows(20)
     shots = pa.array([frame // 10 for frame in rows["frame_index"].to_pylist()])
     paths = [
-        draw_timeline(masklets(table), tmp_path / f"{number}.png", title="cup", threshold=0.24, certificate=None)
+        draw_timeline(masklets(table), tmp_path / f"{number}.png", title="cup", threshold=0.24)
         for number, table in enumerate((rows, rows.append_column("shot_index", shots)))
     ]
     plain, cut = (np.asarray(Image.open(path).convert("L")).astype(int) for path in paths)
@@ -77,7 +77,7 @@ def test_runs_cover_every_position_once() -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 6])
 def test_a_timeline_opens(tmp_path: Path, num_frames: int) -> None:
-    path = draw_timeline(masklets(_rows(num_frames)), tmp_path / "t.png", title="cup", threshold=0.24, certificate=None)
+    path = draw_timeline(masklets(_rows(num_frames)), tmp_path / "t.png", title="cup", threshold=0.24)
     with Image.open(path) as picture:
         assert picture.width > 1000
 
@@ -94,7 +94,7 @@ def test_a_contact_sheet_opens_with_and_without_tiles(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_video_without_objects_say_so(tmp_path: Path) -> None:
-    timeline = draw_timeline([], tmp_path / "t.png", title="grey", threshold=0.24, certificate=None)
+    timeline = draw_timeline([], tmp_path / "t.png", title="grey", threshold=0.24)
     flagged = draw_contact_sheet([], tmp_path / "a.png", title="t", note="n")
     found = draw_contact_sheet([], tmp_path / "b.png", title="t", note="n", nothing="No object was found.")
     assert flagged.read_bytes() != found.read_bytes()
@@ -104,7 +104,7 @@ def test_pictures_of_a_video_without_objects_say_so(tmp_path: Path) -> None:
 
 
 def test_the_evidence_names_the_stricter_threshold_of_automatic_objects() -> None:
-    plain = Labelled("id", pa.table({}), pa.table({}), threshold=0.25, certificate=None)
+    plain = Labelled("id", pa.table({}), pa.table({}), threshold=0.25)
     assert plain.evidence == "threshold 0.25, uncertified"
     automatic = dataclasses.replace(plain, auto_margin=0.05)
     assert automatic.evidence == "threshold 0.25 (0.20 for automatic objects), uncertified"
@@ -148,7 +148,7 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> No
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(StorageError, match="choose another --out"):
-        draw_timeline(masklets(_rows()), blocked / "t.png", title="t", threshold=None, certificate=None)
+        draw_timeline(masklets(_rows()), blocked / "t.png", title="t", threshold=None)
     with pytest.raises(StorageError, match="choose another --out"):
         FilmWriter(blocked / "f.mp4", 25)
 
