@@ -26,6 +26,12 @@ def columns(sweep: Sweep) -> list[str]:
     ]  # fmt: skip
 
 
+def group_columns(sweep: Sweep) -> list[str]:
+    """Names of the figures of a group; a share of the load of all videos would mean nothing there."""
+    per = {"stretches_per_video", columns(sweep)[7], "current"}
+    return ["source", "label", "model", "predicted", *(name for name in columns(sweep) if name not in per)]
+
+
 def figures(sweep: Sweep, curve: Curve, k: int) -> dict[str, Any]:
     """What one threshold does to the rows of a curve.
 
@@ -85,11 +91,12 @@ def a_dozen(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def by_group(sweep: Sweep) -> list[dict[str, Any]]:
-    """Each group by the policy as it stands, most rows first."""
-    return [
-        {**group._asdict(), "predicted": curve.predicted, **figures(sweep, curve, -1), "threshold": threshold}
-        for (group, curve), threshold in zip(sweep.groups.items(), sweep.group_thresholds, strict=True)
-    ]
+    """Each group by the policy as it stands, most rows first: by `group_columns`."""
+    found = []
+    for (group, curve), threshold in zip(sweep.groups.items(), sweep.group_thresholds, strict=True):
+        row = {**group._asdict(), "predicted": curve.predicted, **figures(sweep, curve, -1), "threshold": threshold}
+        found.append({name: row[name] for name in group_columns(sweep)})
+    return found
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]], names: list[str]) -> str:

@@ -145,14 +145,13 @@ def _write(
     from pipeline.errors import StorageError
     from pipeline.render.sweep_page import draw_page
     from pipeline.render.sweep_plot import draw_sweep
-    from pipeline.sweep_figures import as_csv, by_group, columns, told
-    from pipeline.sweep_reader import Group
+    from pipeline.sweep_figures import as_csv, by_group, columns, group_columns, told
 
     title = manifest.rstrip("/")
     names = columns(found)
     texts = {
         "sweep.csv": as_csv(told(found), names),
-        "groups.csv": as_csv(by_group(found), [*Group._fields, "predicted", *names]),
+        "groups.csv": as_csv(by_group(found), group_columns(found)),
         "sweep.html": draw_page(found, crops, evidence, title=title, passed=passed),
     }
     try:
@@ -242,15 +241,18 @@ def _thresholds(found: Sweep, rows: Sequence[dict[str, Any]]) -> Table:
 
 def _groups(found: Sweep, rows: Sequence[dict[str, Any]]) -> Table:
     table = plain_table()
-    for name in ("source", "label", "model"):
+    told = [name for name in ("source", "label", "model") if len({row[name] for row in rows}) > 1]
+    own = len({row["threshold"] for row in rows}) > 1
+    for name in told:
         table.add_column(name, overflow="fold")
-    table.add_column("masks", justify="right")
-    table.add_column("threshold", justify="right")
-    _figure_columns(table, found)
+    risky = [f"IoU<{found.bad_iou:g}", f"{100 * found.confidence:g}%"] if found.overall.risk is not None else []
+    for heading in ("masks", *(["threshold"] if own else []), "coverage", *risky, "stretches"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        names = [escape(str(row[name] or "-")) for name in ("source", "label", "model")]
-        at = "none" if row["threshold"] is None else f"{row['threshold']:g}"
-        table.add_row(*names, f"{row['predicted']:,}", at, *_cells(found, row))
+        cells = [escape(str(row[name] or "-")) for name in told] + [f"{row['predicted']:,}"]
+        cells += ["none" if row["threshold"] is None else f"{row['threshold']:g}"] if own else []
+        cells += [percent(row["coverage"]), *(_error(row) if risky else []), f"{row['review_stretches']:,}"]
+        table.add_row(*cells)
     return table
 
 
@@ -273,9 +275,16 @@ def _cells(found: Sweep, row: dict[str, Any]) -> list[str]:
     ]
     if found.overall.risk is not None:
         cells[1:1] = [
-            percent(row["error_rate"]),
-            "-" if row["error_low"] is None else f"{100 * row['error_low']:.1f}-{100 * row['error_high']:.1f}%",
+            *_error(row),
             "-" if row["mean_iou"] is None else f"{row['mean_iou']:.3f}",
             "-" if row["iou_low"] is None else f"{row['iou_low']:.3f}-{row['iou_high']:.3f}",
         ]
     return cells
+
+
+def _error(row: dict[str, Any]) -> list[str]:
+    """The error rate and its interval, with one more decimal below 1%."""
+    rate, low, high = row["error_rate"], row["error_low"], row["error_high"]
+    digits = 2 if rate is not None and rate < 0.01 else 1
+    between = "-" if low is None else f"{100 * low:.{digits}f}-{100 * high:.{digits}f}%"
+    return ["-" if rate is None else f"{100 * rate:.{digits}f}%", between]

@@ -6,6 +6,7 @@ const slider = byId("slider");
 const K = D.thresholds.length;
 const SVG = "http://www.w3.org/2000/svg";
 
+const risky = (x) => percent(x, x !== null && x < 0.01 ? 2 : 1);
 const percent = (x, digits = 1) => (x === null ? "–" : (100 * x).toFixed(digits) + "%");
 const count = (x) => x.toLocaleString("en-US");
 const share = (x) => (x === null ? "–" : x.toFixed(2));
@@ -141,8 +142,8 @@ function tiles(k) {
     `stretches per video; ${brief(D.perTime[k])} ${D.perTimeSaid}, ${count(D.flagged[k])} masks in all`;
   if (!D.risk) return;
   const R = D.risk, none = R.error[k] === null;
-  byId("error").textContent = percent(R.error[k]);
-  byId("error-more").textContent = none ? "no accepted mask has truth" : interval(R.low[k], R.high[k], percent);
+  byId("error").textContent = risky(R.error[k]);
+  byId("error-more").textContent = none ? "no accepted mask has truth" : interval(R.low[k], R.high[k], risky);
   byId("iou").textContent = R.iou[k] === null ? "–" : R.iou[k].toFixed(3);
   byId("iou-more").textContent =
     none ? "no accepted mask has truth" : `${interval(R.iouLow[k], R.iouHigh[k], (x) => x.toFixed(3))}; ${count(R.rows[k])} masks of ${count(R.videos[k])} videos`;
@@ -177,8 +178,8 @@ function groups(k) {
     cell("stretches").textContent = count(group.stretches[k]);
     if (!D.risk) return;
     const known = group.error && group.error[k] !== null;
-    cell("error").textContent = known ? percent(group.error[k]) : "–";
-    cell("between").textContent = known && group.low[k] !== null ? `${percent(group.low[k])} to ${percent(group.high[k])}` : "–";
+    cell("error").textContent = known ? risky(group.error[k]) : "–";
+    cell("between").textContent = known && group.low[k] !== null ? `${risky(group.low[k])} to ${risky(group.high[k])}` : "–";
   });
 }
 
@@ -186,7 +187,7 @@ function draw() {
   const k = +slider.value, at = D.thresholds[k], policy = k === D.now;
   byId("threshold").textContent = threshold(at);
   slider.setAttribute("aria-valuetext", `threshold ${threshold(at)}, coverage ${percent(D.coverage[k])}` +
-    (D.risk ? `, error rate ${percent(D.risk.error[k])}` : ""));
+    (D.risk ? `, error rate ${risky(D.risk.error[k])}` : ""));
   byId("back").disabled = policy;
   const badge = byId("evidence");
   badge.textContent = policy ? D.evidence : D.passed[k] ? "certified too: the policy's certificate passed this threshold"

@@ -243,7 +243,7 @@ def _table(sweep: Sweep) -> str:
             f"{row['review_rows']:,}", f"{row['stretches_per_video']:.2f}",
         ]  # fmt: skip
         if with_risk:
-            cells += [_percent(row["error_rate"]), _between(row["error_low"], row["error_high"], _percent)]
+            cells += [_risky(row["error_rate"]), _between(row["error_low"], row["error_high"], _risky)]
             cells += [_iou(row["mean_iou"]), _between(row["iou_low"], row["iou_high"], _iou)]
         inner = "".join(f'<td class="n">{cell}</td>' for cell in cells)
         body += f"<tr{' class=current' if row['current'] else ''}>{inner}</tr>"
@@ -305,6 +305,10 @@ def _short(value: Any) -> Any:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def _risky(share: float | None) -> str:
+    return f"{100 * share:.2f}%" if share is not None and share < 0.01 else _percent(share)
 
 
 def _iou(value: float | None) -> str:

@@ -45,7 +45,7 @@ def draw_sweep(sweep: Sweep, path: Path, *, evidence: str, title: str) -> Path:
     _histogram(axes[1], sweep)
     _plain(axes[2], column["threshold"], column["stretches_per_video"], now["threshold"], now["stretches_per_video"])
     axes[2].set(xlabel="threshold (uncertainty)", xlim=(0, 1))
-    axes[2].set_ylim(bottom=0)
+    axes[2].set_ylim(0, 1.15 * max(1e-6, float(np.nanmax(column["stretches_per_video"]))))
     _title(axes[2], "Review load by threshold", "stretches of flagged masks per video")
     figure.text(0.012, 0.945, title, fontsize=12.5, fontweight="bold", color=_INK, va="center")
     at = "thresholds by group" if now["threshold"] is None else f"threshold {now['threshold']:g}"
@@ -75,7 +75,7 @@ def _risk(axis: Axes, column: dict[str, Any], now: dict[str, Any], sweep: Sweep)
     tops = high[settled] if np.isfinite(high[settled]).any() else high
     top = float(np.nanmax(tops)) if np.isfinite(tops).any() else 1.0
     if now["error_rate"] is not None:
-        _point(axis, now["coverage"], now["error_rate"], "policy", -14)
+        _point(axis, now["coverage"], now["error_rate"], left=True)
     axis.set(xlabel="coverage (share of masks accepted)", xlim=(0, 1), ylim=(0, min(1.0, max(0.02, 1.05 * top))))
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
     axis.yaxis.set_major_formatter(PercentFormatter(1, None if top > 0.04 else 1))
@@ -102,12 +102,14 @@ def _histogram(axis: Axes, sweep: Sweep) -> None:
 def _plain(axis: Axes, x: Any, y: Any, now_x: float | None, now_y: float | None) -> None:
     axis.plot(x, y, color=_ACCENT, linewidth=1.8)
     if now_x is not None and now_y is not None:
-        _point(axis, now_x, now_y, "policy")
+        _point(axis, now_x, now_y)
 
 
-def _point(axis: Axes, x: float, y: float, text: str, above: int = 8) -> None:
-    axis.plot([x], [y], marker="o", markersize=7, color=_ACCENT, markeredgecolor="white", zorder=5)
-    axis.annotate(text, (x, y), (7, above), textcoords="offset points", fontsize=9, color=_INK)
+def _point(axis: Axes, x: float, y: float, *, left: bool = False) -> None:
+    """The policy, named at the side where the curve is not."""
+    axis.plot([x], [y], marker="o", markersize=7, color=_ACCENT, markeredgecolor="white", zorder=5, clip_on=False)
+    offset, side = ((-7, 8), "right") if left else ((6, 9), "left")
+    axis.annotate("policy", (x, y), offset, textcoords="offset points", ha=side, fontsize=9, color=_INK)
 
 
 def _title(axis: Axes, title: str, note: str) -> None:
