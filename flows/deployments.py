@@ -73,6 +73,13 @@ DEPLOYMENTS = (
         "reviews/reviews", "flows.reviews.reviews", POOL, "Tells what waits for people.", ("out", "config", "overrides")
     ),
     Deployed(
+        "watch/watch",
+        "flows.watch.watch",
+        POOL,
+        "Holds audits and new videos against a certificate.",
+        ("out", "config", "overrides"),
+    ),
+    Deployed(
         "train/train",
         "flows.train.train",
         GPU_POOL,
