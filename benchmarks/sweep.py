@@ -1,12 +1,13 @@
-"""How long `masksieve sweep` takes over many rows, and how much memory: labels out of thin air, in the schema of labels.
+"""How long `masksieve sweep` takes over many rows, and how much memory: labels out of thin air, in their schema.
 
     python benchmarks/sweep.py runs/sweep                 # 10 million rows: 1,000 videos of 500 frames and 20 objects
     python benchmarks/sweep.py runs/sweep --videos 100    # a tenth; the peak of memory should not follow
     python benchmarks/sweep.py runs/sweep --truth 400     # with the IoU of 400 videos
 
-Each video is a file as `masksieve label` writes it, without masks, boxes and addresses, which sweep does not read. Scores
-differ by object and wander over time. Files that are there are kept. The command runs in a process of its own, whose wall
-time and peak of memory (VmHWM) are printed with the load of the machine before and after.
+Each video is a file as `masksieve label` writes it, without masks, boxes and addresses, which sweep does not read.
+Scores differ by object and wander over time. Files that are there are kept. The command runs in a process of its own,
+whose wall and CPU time and peak of memory
+(VmHWM) are printed with the load of the machine before and after.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def load() -> str:
 
 
 MEASURED = """
-import sys, time
+import resource, sys, time
 started = time.perf_counter()
 from pipeline.cli.entry import main
 code = 0
@@ -121,7 +122,8 @@ except SystemExit as ended:
     code = ended.code
 seconds = time.perf_counter() - started
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(f"MEASURED {code} {seconds:.2f} {int(peak) / 2**20:.2f}", file=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(f"MEASURED {code} {seconds:.2f} {int(peak) / 2**20:.2f} {used.ru_utime + used.ru_stime:.2f}", file=sys.stderr)
 """
 
 
@@ -151,7 +153,8 @@ def main() -> None:
             sys.exit(done.stdout + done.stderr)
         figures = {
             "rows": rows, "videos": args.videos, "videos_with_truth": args.truth, "seconds": float(found[0][2]),
-            "seconds_with_start": round(wall, 2), "peak_gb": float(found[0][3]), "load_before": before,
+            "seconds_with_start": round(wall, 2), "cpu_seconds": float(found[0][4]),
+            "peak_gb": float(found[0][3]), "load_before": before,
             "load_after": load(), "cores": len(os.sched_getaffinity(0)),
         }  # fmt: skip
         print(json.dumps(figures), flush=True)

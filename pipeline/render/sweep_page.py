@@ -44,7 +44,7 @@ def draw_page(
         _strip(crops),
         _groups(sweep),
         _table(sweep),
-        _notes(sweep, crops),
+        _notes(sweep, evidence),
         "<noscript><p>The slider needs JavaScript; the table above and the CSV beside this page do not.</p></noscript>",
     ]
     here = Path(__file__)
@@ -150,7 +150,7 @@ def _panel(sweep: Sweep, data: Mapping[str, Any]) -> str:
             '<div class="tile"><b id="iou"></b><span>mean IoU of accepted masks</span>'
             '<span class="faint more" id="iou-more"></span></div>'
         )
-    back = f"back to the policy's {at:g}"
+    back = f"back to the policy's {'default ' if sweep.policy.groups else ''}{at:g}"
     return (
         '<div class="panel"><div class="ask"><label for="slider">Accept masks up to an uncertainty of '
         '<output id="threshold" for="slider"></output></label>'
@@ -217,7 +217,7 @@ def _groups(sweep: Sweep) -> str:
     for i, ((group, curve), limit) in enumerate(zip(shown, sweep.group_thresholds, strict=False)):
         cells = "".join(f"<td>{escape(str(getattr(group, name) or '–'))}</td>" for name in names)
         cells += f'<td class="n">{curve.predicted:,}</td>'
-        cells += f'<td class="n">{"none is accepted" if limit is None else f"{limit:g}"}</td>' if own else ""
+        cells += f'<td class="n">{"accepts none" if limit is None else f"{limit:g}"}</td>' if own else ""
         cells += '<td><span class="meter"><i></i></span><span class="covered"></span></td>'
         cells += '<td class="n error"></td><td class="n between"></td>' if with_risk else ""
         body += f'<tr id="group-{i}">{cells}<td class="n stretches"></td></tr>'
@@ -256,7 +256,7 @@ def _table(sweep: Sweep) -> str:
     )
 
 
-def _notes(sweep: Sweep, crops: Sequence[Crop]) -> str:
+def _notes(sweep: Sweep, evidence: Evidence) -> str:
     counts, policy = sweep.overall_sums.counts, sweep.policy
     notes = [
         "Uncertainty is 1 - predicted IoU, with the policy's margin added for objects that were found automatically. A "
@@ -282,7 +282,8 @@ def _notes(sweep: Sweep, crops: Sequence[Crop]) -> str:
         now = current(sweep)
         notes.append(
             f"The policy has {len(policy.groups)} thresholds by group; the slider asks the same of all. As it is, it "
-            f"accepts {_percent(now['coverage'])}, with {now['stretches_per_video']:.2f} stretches per video."
+            f"accepts {_percent(now['coverage'])}, with {now['stretches_per_video']:.2f} stretches per video; "
+            f"{evidence.text}."
         )
     if policy.review_stretches_per_video is not None:
         notes.append(
