@@ -11,7 +11,7 @@ from rich.markup import escape
 from pipeline.cli.console import CallError, notices, reading_the_call, results
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.progress import Counter
-from pipeline.cli.summary import counted, percent
+from pipeline.cli.summary import counted, evidence, percent
 
 if TYPE_CHECKING:
     from pipeline.snapshot.manifest import Manifest
@@ -91,7 +91,8 @@ def tell(manifest: Manifest, where: str) -> None:
         console.print(f"[yellow]cut short[/] {escape(one['video_uri'])}: {escape(one['note'])}", soft_wrap=True)
     if len(card["policies"]) > 1:
         console.print(f"[yellow]mixed[/]: the labels are of {len(card['policies'])} policies", soft_wrap=True)
-    if not card["certified"]:
-        console.print("[yellow]uncertified[/]: the threshold rests on no evidence yet", soft_wrap=True)
+    for text, videos in card["evidence"].items():
+        whose = "" if len(card["evidence"]) == 1 else f" ({counted(videos, 'video')})"
+        console.print(f"{evidence(text)}{whose}", soft_wrap=True)
     for file in ("card.html", "manifest.json"):
         console.print(f"  {escape(where)}/{file}", soft_wrap=True)

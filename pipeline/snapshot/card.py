@@ -13,11 +13,14 @@ from pipeline.snapshot.page import draw_page
 from pipeline.snapshot.thumbs import draw_thumbs
 from pipeline.storage.objects import ObjectStore
 
+ALSO_OTHERS = "uncertified: it holds masks that were not accepted, of which no certificate speaks"
+
 
 def data_card(manifest: Manifest) -> dict[str, Any]:
     """The card as JSON values; equal snapshots have equal cards, so it tells no time.
 
-    Returns: counts and shares, by split, drop, label, decision and source; policies with their evidence; models;
+    Returns: counts and shares, by split, drop, label, decision and source; evidence with how many videos have it;
+             policies with theirs; models;
              options; what is left out.
     """
     videos = [video for video in manifest.videos if video.frames]
@@ -25,7 +28,8 @@ def data_card(manifest: Manifest) -> dict[str, Any]:
     rows = sum(decisions.values())
     counted = set(manifest.options["decisions"])
     used = {video.policy_id for video in manifest.videos}
-    certificates = {manifest.policies[one].get("certificate") for one in used}
+    evidence = dict(sorted(Counter(video.evidence for video in manifest.videos).items()))
+    certified = bool(videos) and all(video.certified for video in manifest.videos)
     models = [manifest.makers[one] for one in sorted({video.made_by for video in manifest.videos})]
     return {
         "name": manifest.name,
@@ -36,7 +40,8 @@ def data_card(manifest: Manifest) -> dict[str, Any]:
         "objects": _objects(videos),
         "bytes": sum(part.bytes for part in manifest.parts),
         "coverage": sum(decisions.get(one, 0) for one in counted) / rows if rows else None,
-        "certified": bool(certificates) and None not in certificates,
+        "certified": certified and counted == {"accept"},
+        "evidence": evidence if counted == {"accept"} or not certified else {ALSO_OTHERS: len(videos)},
         "split": {
             split: {
                 "videos": sum(video.split == split for video in videos),
@@ -60,7 +65,11 @@ def data_card(manifest: Manifest) -> dict[str, Any]:
         "origins": _summed(video.by_origin for video in videos),
         "uncertainty": [sum(column) for column in zip(*(video.uncertainty for video in videos), strict=True)],
         "policies": {
-            one: {"videos": sum(video.policy_id == one for video in manifest.videos), **manifest.policies[one]}
+            one: {
+                "videos": sum(video.policy_id == one for video in manifest.videos),
+                **manifest.policies[one],
+                "evidence": sorted({video.evidence for video in manifest.videos if video.policy_id == one}),
+            }
             for one in sorted(used)
         },
         "models": models,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.certificate import UNCERTIFIED
 from pipeline.errors import StorageError
 from pipeline.storage.objects import ObjectStore
 
@@ -97,6 +98,7 @@ class Video(_Frozen):
         uncertainty: objects in the snapshot by uncertainty, `HISTOGRAM_BINS` bins over 0..1.
         made_by: names its entry of `Manifest.makers`.
         note: why not all its frames are in; None if they are.
+        certified: whether evidence stood behind its thresholds when the snapshot was made; evidence: which, or why not.
     """
 
     video_id: str
@@ -116,6 +118,8 @@ class Video(_Frozen):
     uncertainty: tuple[int, ...] = ()
     looks: tuple[Look, ...] = ()
     note: str | None = None
+    certified: bool = False
+    evidence: str = UNCERTIFIED.text
 
 
 class LeftOut(_Frozen):

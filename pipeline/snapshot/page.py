@@ -98,10 +98,10 @@ def _head(card: Mapping[str, Any]) -> str:
     badge = (
         '<span class="badge good">certified</span>' if card["certified"] else '<span class="badge">uncertified</span>'
     )
-    note = "" if card["certified"] else " The threshold behind it rests on no evidence yet."
+    note = "".join(f" {text[0].upper()}{text[1:]}." for text in card["evidence"])
     return (
         f"<header><h1>{escape(card['name'])}</h1>{badge}</header>"
-        f'<p class="faint">A frozen training set of masks that a policy accepted.{note}</p>'
+        f'<p class="faint">A frozen training set of masks that a policy accepted.{escape(note)}</p>'
     )
 
 
@@ -184,8 +184,7 @@ def _evidence(card: Mapping[str, Any]) -> str:
     several = " Several policies decided; see which." if len(card["policies"]) > 1 else ""
     parts = []
     for policy_id, policy in card["policies"].items():
-        certificate = policy.get("certificate")
-        said = f"certificate <code>{escape(str(certificate))}</code>" if certificate else "<b>uncertified</b>"
+        said = "<br>".join(escape(text) for text in policy["evidence"])
         limits = ", ".join(
             f"{name.replace('_', ' ')} {escape(str(policy[name]))}"
             for name in THRESHOLDS
@@ -193,7 +192,7 @@ def _evidence(card: Mapping[str, Any]) -> str:
         )
         parts.append(
             f"<tr><td>{escape(str(policy.get('name', '')))}<br><code>{escape(policy_id)}</code></td>"
-            f'<td class="nb">{said}</td><td>{limits}</td><td class="n">{policy["videos"]:,}</td></tr>'
+            f'<td>{said}</td><td>{limits}</td><td class="n">{policy["videos"]:,}</td></tr>'
         )
     head = '<tr><th>policy</th><th>evidence</th><th>limits</th><th class="n">videos</th></tr>'
     return _section("Policy", f"what was trusted, and why.{several}", f"<table>{head}{''.join(parts)}</table>")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.certificate import find_evidence
 from pipeline.errors import ForgottenError, StorageError, VideoError
 from pipeline.ledger import Ledger, forgotten_key
 from pipeline.prefetch import Prefetch
@@ -183,10 +184,12 @@ class _Making:
         maker = {name: labels.metadata.get(name) for name in ("model", "heads_sha256", "decoder")}
         made_by = hashlib.sha256(json.dumps(maker, sort_keys=True).encode()).hexdigest()[:16]
         self.makers[made_by] = maker
+        support = find_evidence(self._store, self.policies[policy_id], labels.metadata)
         self.videos.append(
             Video(
                 video_id=one.video_id, video_uri=one.video_uri, drop=one.drop, split=self._split(one),
                 generation=one.generation, policy_id=policy_id, made_by=made_by, note=note,
+                certified=support.certified, evidence=support.text,
                 **labels.tally.fields(),
             )
         )  # fmt: skip
