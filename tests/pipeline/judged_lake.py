@@ -1,10 +1,10 @@
-"""An output of many small videos whose truth is known: facts that nobody tracked, committed and derived as usual."""
+"""Outputs of many small videos whose truth is known, never tracked but committed as usual; and certificates."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import rle
+from pipeline.certificate import Certificate, process_of
 from pipeline.derive import derive
 from pipeline.ledger import Ledger
 from pipeline.policy import Policy
@@ -21,10 +22,29 @@ from pipeline.storage.manifest import facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 
 MASK = rle.encode_mask(np.eye(8, dtype=bool))
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+PASSED = (0.1, 0.2, 0.3)
 FACTS: dict[str, Any] = {
     "model": {"name": "sam2_nano", "sha256": "a" * 64}, "heads_sha256": "b" * 64, "fps": 12.0,
-    "config": {"precision": "float32", "decoder": "decord"},
+    "config": {"precision": "float32", "reverse": True, "decoder": "decord", "tokens": False},
 }  # fmt: skip
+
+
+def issued(**changes: Any) -> Certificate:
+    """A certificate of the thresholds `PASSED` for what made `FACTS`."""
+    group = {
+        "match": {}, "threshold": 0.3, "passed": PASSED, "videos": 400, "rows": 9000, "observed": 0.03, "bound": 0.049,
+        "coverage": 0.6, "level": 0.1,
+    }  # fmt: skip
+    values: dict[str, Any] = {
+        "status": "certified", "promise": {"kind": "error_rate", "bad_iou": 0.5, "at_most": 0.05}, "confidence": 0.9,
+        "estimand": "rows", "max_rows_per_video": 48, "start_coverage": 0.2, "policy": Policy().model_dump(mode="json"),
+        "groups": [group], "processes": [process_of(FACTS)],
+        "truth": {"kind": "davis", "sha256": "c" * 64, "videos": 500, "rows": 12000, "attempts": 0},
+        "review": {"rows_per_day": 12.5, "stretches_per_day": 3.0}, "issued_at": NOW,
+        "valid_until": NOW + timedelta(days=90), "software": {"masksieve": "0.1.0"},
+    }  # fmt: skip
+    return Certificate.issue(**values | changes)
 
 
 def video_id(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pipeline.certificate import (
     evidence,
     find_evidence,
     list_certificates,
-    process_of,
     read_certificate,
     void_certificate,
     void_reason,
@@ -26,29 +25,7 @@ from pipeline.certificate import (
 from pipeline.route import Policy
 from pipeline.storage.objects import ObjectStore
 
-NOW = datetime(2026, 11, 28, tzinfo=UTC)
-FACTS: dict[str, Any] = {
-    "model": {"name": "sam2_nano", "sha256": "a" * 64},
-    "heads_sha256": "b" * 64,
-    "config": {"precision": "float32", "reverse": True, "decoder": "decord", "tokens": False},
-}
-PASSED = (0.1, 0.2, 0.3)
-
-
-def issued(**changes: Any) -> Certificate:
-    group = {
-        "match": {}, "threshold": 0.3, "passed": PASSED, "videos": 400, "rows": 9000, "observed": 0.03, "bound": 0.049,
-        "coverage": 0.6, "level": 0.1,
-    }  # fmt: skip
-    values: dict[str, Any] = {
-        "status": "certified", "promise": {"kind": "error_rate", "bad_iou": 0.5, "at_most": 0.05}, "confidence": 0.9,
-        "estimand": "rows", "max_rows_per_video": 48, "start_coverage": 0.2, "policy": Policy().model_dump(mode="json"),
-        "groups": [group], "processes": [process_of(FACTS)],
-        "truth": {"kind": "davis", "sha256": "c" * 64, "videos": 500, "rows": 12000, "attempts": 0},
-        "review": {"rows_per_day": 12.5, "stretches_per_day": 3.0}, "issued_at": NOW,
-        "valid_until": NOW + timedelta(days=90), "software": {"masksieve": "0.1.0"},
-    }  # fmt: skip
-    return Certificate.issue(**values | changes)
+from .judged_lake import FACTS, NOW, issued
 
 
 def policy(one: Certificate, **changes: Any) -> Policy:
