@@ -99,7 +99,10 @@ def find_labels(manifest: str, storage: StorageSettings, drops: Sequence[str] = 
         store = ObjectStore(manifest, storage)
         keys = [key for key in store.list("labels/") if key.endswith(".parquet")]
         output = bool(keys)
-        keys = keys or [key for key in store.list() if key.endswith(".parquet")]
+        every = [] if keys else store.list()
+        if any(key.startswith("commits/") for key in every):
+            raise SweepError(f"labels in {manifest}", "commits without them", "let masksieve retune derive them")
+        keys = keys or [key for key in every if key.endswith(".parquet")]
         if not keys:
             raise SweepError(f"labels in {manifest}", "no Parquet file", "give the --out of masksieve label")
     files = [_named(store, key) for key in keys]

@@ -142,7 +142,6 @@ def _write(
     found: Sweep, crops: Sequence[Crop], evidence: Evidence, passed: list[float], out: Path, manifest: str
 ) -> list[Path]:
     """CSV of thresholds and of groups, picture and page. The page comes last."""
-    from pipeline.errors import StorageError
     from pipeline.render.sweep_page import draw_page
     from pipeline.render.sweep_plot import draw_sweep
     from pipeline.sweep_figures import as_csv, by_group, columns, group_columns, told
@@ -160,7 +159,7 @@ def _write(
         for name, text in texts.items():
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"a writable folder at {out}", str(error.strerror), "choose another --out") from error
+        raise CallError(f"a writable folder at {out}", str(error.strerror), "choose another --out") from error
     return [out / name for name in ("sweep.html", "sweep.png", "sweep.csv", "groups.csv")]
 
 

@@ -28,14 +28,14 @@ from pipeline.video.stream import FrameStream
 
 log = logging.getLogger(__name__)
 
-MOST = 96
+MOST = 144
 NEAR = 4
 """So many are shown on each side of a threshold."""
 CLOSE_FRAMES = 4
 SIDE_PX = 176
 QUALITY = 78
 GROUND = 128
-SECONDS = 20.0
+SECONDS = 30.0
 READERS = 2
 MASK_COLOUR_OF = 6
 """The object whose colour all examples have: a colour here means nothing."""

@@ -38,7 +38,7 @@ def draw_page(
     """
     data = _data(sweep, crops, evidence, passed)
     body = [
-        _head(sweep, evidence, title),
+        _head(sweep, title),
         _panel(sweep, data),
         _charts(sweep),
         _strip(crops),
@@ -121,15 +121,14 @@ def _group(sweep: Sweep, group: Group) -> dict[str, Any]:
     return said
 
 
-def _head(sweep: Sweep, evidence: Evidence, title: str) -> str:
+def _head(sweep: Sweep, title: str) -> str:
     truth = sweep.overall_sums.truth
     known = "no truth was given" if truth is None else f"{truth.rows:,} masks of {truth.videos:,} videos have truth"
     over = f" over {sweep.days:,} days" if sweep.days else ""
-    kind = "badge good" if evidence.certified else "badge"
     return (
-        f'<header><h1>What each threshold accepts</h1><span class="{kind}" id="evidence">{escape(evidence.text)}</span>'
-        f'</header><p class="faint">{escape(title)}: {sweep.overall.predicted:,} predicted masks in {sweep.frames:,} '
-        f"frames of {sweep.videos:,} videos{over}; {known}; rules of the policy <b>{escape(sweep.policy.name)}</b></p>"
+        f'<header><h1>What each threshold accepts</h1></header><p class="faint">{escape(title)}: '
+        f"{sweep.overall.predicted:,} predicted masks in {sweep.frames:,} frames of {sweep.videos:,} videos{over}; "
+        f"{known}; rules of the policy <b>{escape(sweep.policy.name)}</b></p>"
     )
 
 
@@ -153,7 +152,7 @@ def _panel(sweep: Sweep, data: Mapping[str, Any]) -> str:
     back = f"back to the policy's {'default ' if sweep.policy.groups else ''}{at:g}"
     return (
         '<div class="panel"><div class="ask"><label for="slider">Accept masks up to an uncertainty of '
-        '<output id="threshold" for="slider"></output></label>'
+        '<output id="threshold" for="slider"></output></label><span class="badge" id="evidence"></span>'
         f'<button id="back" title="Back to the threshold of the policy">{back}</button></div>'
         '<input type="range" id="slider" min="0" value="0" step="1">'
         '<div class="ends"><span>accepts least</span><span>arrow keys move one step, page keys ten</span>'
@@ -191,7 +190,11 @@ def _charts(sweep: Sweep) -> str:
 def _strip(crops: Sequence[Crop]) -> str:
     if not crops:
         return ""
-    note = "" if all(crop.from_video for crop in crops) else " A mask on grey is of a video that is not at hand."
+    note = (
+        ""
+        if all(crop.from_video for crop in crops)
+        else " A mask stands on grey where its video was not at hand, or reading it took too long."
+    )
     return (
         '<section class="below"><h2>Masks on both sides of the threshold</h2>'
         '<p class="faint small">The least certain ones that are still accepted, and the most certain ones that are '

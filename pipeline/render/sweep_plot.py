@@ -11,7 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from pipeline.errors import StorageError
 from pipeline.render.palette import HOLD, object_colour, unit
 from pipeline.render.sweep_page import BARS, histogram
 from pipeline.sweep import Sweep
@@ -26,7 +25,7 @@ def draw_sweep(sweep: Sweep, path: Path, *, evidence: str, title: str) -> Path:
     """Write the picture.
 
     Args:    evidence: what stands behind the policy's threshold. title: where the labels lie, for people.
-    Raises:  StorageError if it cannot be written.
+    Raises:  OSError if it cannot be written.
     """
     figure = Figure(figsize=(13, 4.3), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
@@ -58,11 +57,7 @@ def draw_sweep(sweep: Sweep, path: Path, *, evidence: str, title: str) -> Path:
         va="center",
         ha="right",
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Software": None})
-    except OSError as error:
-        raise StorageError(f"a writable place for {path}", str(error), "choose another --out") from error
+    figure.savefig(path, metadata={"Software": None})
     return path
 
 
@@ -78,7 +73,7 @@ def _risk(axis: Axes, column: dict[str, Any], now: dict[str, Any], sweep: Sweep)
         _point(axis, now["coverage"], now["error_rate"], left=True)
     axis.set(xlabel="coverage (share of masks accepted)", xlim=(0, 1), ylim=(0, min(1.0, max(0.02, 1.05 * top))))
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, None if top > 0.04 else 1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, 0 if top > 0.04 else 1))
     note = f"accepted masks with IoU below {sweep.bad_iou:g}; {100 * sweep.confidence:g}% interval, pointwise"
     _title(axis, "Error rate by coverage", note)
 
