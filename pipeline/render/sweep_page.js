@@ -136,7 +136,7 @@ function interval(low, high, said) {
 
 function tiles(k) {
   byId("coverage").textContent = percent(D.coverage[k]);
-  byId("coverage-more").textContent = `${count(D.accepted[k])} of ${count(D.predicted)} masks are accepted`;
+  byId("coverage-more").textContent = `${count(D.accepted[k])} of ${count(D.predicted)} masks accepted`;
   byId("review").textContent = brief(D.perVideo[k]);
   byId("review-more").textContent =
     `stretches per video; ${brief(D.perTime[k])} ${D.perTimeSaid}, ${count(D.flagged[k])} masks in all`;
