@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from pipeline.storage.objects import ObjectStore
 from usam.targets import STACKED, TRACKED_HEAD
 
 BATCH_ROWS = 1 << 17
+SMALL_BYTES = 1 << 20
+"""A file of this size is read in one go: asking for its columns one by one takes longer."""
 DATED = 200
 """So many commits are asked for their dates: ids are hashes, so these are a fair sample."""
 
@@ -127,7 +130,7 @@ class Opened:
         metadata: what the file says of itself.
     """
 
-    def __init__(self, raw: BinaryIO, file: LabelFile) -> None:
+    def __init__(self, raw: BinaryIO | pa.BufferReader, file: LabelFile) -> None:
         self._raw, self._file = raw, file
         self._parquet = pq.ParquetFile(raw)
         self.metadata: dict[str, Any] = read_metadata(self._parquet.schema_arrow)
@@ -174,7 +177,9 @@ class Opened:
 def opened(file: LabelFile) -> Iterator[Opened]:
     """A file of labels, for reading. Raises StorageError if it is gone or damaged."""
     with file.store.open(file.key) as raw:
-        yield Opened(raw, file)
+        small = raw.seek(0, os.SEEK_END) <= SMALL_BYTES
+        raw.seek(0)
+        yield Opened(pa.BufferReader(raw.read()) if small else raw, file)
 
 
 def policy_of(labels: Labels) -> Policy | None:

@@ -20,7 +20,7 @@ from pipeline.sweep_curve import risk
 from pipeline.sweep_input import SweepError, find_labels, policy_of
 from pipeline.sweep_reader import Group
 from pipeline.sweep_sums import Cell, Moments
-from pipeline.sweep_truth import load_truth
+from pipeline.sweep_truth import TrueRows, load_truth, row_key
 
 from .sweeping import facts, video_id, write_labels, write_truth
 
@@ -132,6 +132,21 @@ def test_risk_is_that_of_the_accepted_rows_with_truth(tmp_path: Path) -> None:
         spread = 2.776445 * np.sqrt(sum(x * x for x in residual) * 5 / 4) / len(every)  # Student's t of 4
         assert r.iou_high_k[k] - r.iou_k[k] == pytest.approx(spread, rel=1e-5)
         assert r.error_low_k[k] < r.error_k[k] < r.error_high_k[k]
+
+
+def test_a_row_counts_as_many_as_it_stands_for(tmp_path: Path) -> None:
+    write_labels(tmp_path, facts(0, label="cup"))
+    table = facts(0)
+    key_n = row_key(table["frame_index"].to_numpy(), table["object_id"].to_numpy())
+    iou_n, weight_n = np.tile([0.2, 0.9], len(key_n) // 2), np.tile([1.0, 9.0], len(key_n) // 2)
+    found = swept(tmp_path, truth={video_id(0): TrueRows(key_n, iou_n, weight_n)})
+    alike = swept(tmp_path, truth={video_id(0): TrueRows(key_n, iou_n, np.full(len(key_n), 5.0))})
+    assert found.overall.risk is not None
+    assert alike.overall.risk is not None
+    bad, rows = round(alike.overall.risk.error_k[-1] * alike.overall.risk.rows_k[-1]), alike.overall.risk.rows_k[-1]
+    assert 0 < bad < rows
+    assert found.overall.risk.error_k[-1] == pytest.approx(bad / (bad + 9 * (rows - bad)))
+    assert found.overall.risk.rows_k[-1] == rows
 
 
 def test_intervals_hold_as_often_as_they_say_though_rows_of_a_video_are_alike() -> None:
