@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from pipeline.derive import Derived
 from pipeline.errors import SettingsError, StorageError
 from pipeline.ledger import Ledger
 from pipeline.policy import Policy
-from pipeline.retune import Retune, begin_retune, begin_undo, carry_out, committed_videos
+from pipeline.retune import Retune, begin_retune, begin_undo, carry_out, committed_videos, derive_all
 from pipeline.retune_log import Journal
 from pipeline.retune_preview import Move, preview
 from pipeline.selection import Selection
@@ -76,6 +78,16 @@ def kill(out: Path, policy: str, after: int) -> None:
     assert ended.returncode == 9
 
 
+@contextmanager
+def damaged_facts(out: Path) -> Iterator[None]:
+    """The facts of one video are damaged within the block."""
+    path = next(out.glob("masks/*/*.parquet"))
+    whole = path.read_bytes()
+    path.write_bytes(b"no facts")
+    yield
+    path.write_bytes(whole)
+
+
 def test_a_retune_goes_back_and_forth_to_the_byte(out: Path) -> None:
     store, before = ObjectStore(out), derived_files(out)
     assert done(out, begin_retune(store, ODD)) == {"written": 3}
@@ -115,20 +127,29 @@ def test_another_policy_after_a_kill_is_a_retune_of_its_own(out: Path) -> None:
     store = ObjectStore(out)
     kill(out, ODD.model_dump_json(), 1)
     mixed = derived_files(out)
-    done(out, begin_retune(store, Policy(max_uncertainty=0.0)))
+    begun = begin_retune(store, Policy(max_uncertainty=0.0))
+    assert begun.entry is not None
+    assert (begun.entry.number, list(begun.entry.after)) == (2, [Policy(max_uncertainty=0.0).policy_id])
+    done(out, begun)
     done(out, begin_undo(store))
     assert derived_files(out) == mixed
 
 
+def test_one_that_failed_keeps_the_retune_open_and_an_undo_takes_all_of_it_back(out: Path) -> None:
+    store, before = ObjectStore(out), derived_files(out)
+    with damaged_facts(out):
+        assert done(out, begin_retune(store, ODD)) == Counter(written=2, failed=1)
+    assert done(out, begin_retune(store, ODD)) == Counter(written=1, unchanged=2)
+    assert done(out, begin_undo(store)) == {"written": 3}
+    assert derived_files(out) == before
+
+
 def test_what_a_video_got_meanwhile_is_what_an_undo_goes_back_to(out: Path) -> None:
-    """A video that failed leaves the retune open; what is decided before it goes on is not lost."""
+    """As when `masksieve label` comes by with another policy while a retune is open."""
     store = ObjectStore(out)
-    damaged = next(out.glob("masks/*/*.parquet"))
-    whole = damaged.read_bytes()
-    damaged.write_bytes(b"no facts")
-    assert done(out, begin_retune(store, ODD)) == Counter(written=2, failed=1)
-    damaged.write_bytes(whole)
-    done(out, begin_retune(store, Policy(max_uncertainty=0.4)))
+    with damaged_facts(out):
+        done(out, begin_retune(store, ODD))
+    list(derive_all(store, committed_videos(store), Settings(policy=Policy(max_uncertainty=0.4))))
     between = derived_files(out)
     assert done(out, begin_retune(store, ODD)) == {"written": 3}
     assert done(out, begin_undo(store)) == {"written": 3}
