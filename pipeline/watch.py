@@ -20,7 +20,7 @@ from pipeline.mix import reference_of
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import Bets, Entered, Look, Record, WatchError, read_record, video_mark, write_record
 from pipeline.watch_video import WatchedVideo, read_video
-from usam.drift import compare, look_level, most_audited
+from usam.drift import RECENT, look, most_audited
 
 ATTEMPTS = 5
 Progress = Callable[[str, int, int], None]
@@ -134,7 +134,7 @@ def _draw(store: ObjectStore, watched: Watched) -> None:
     certificate, void = watched.certificate, watched.void
     picture = draw_watch(
         watched.e_values, watched.record.looks, alpha=watched.record.alpha, promise=str(certificate.promise),
-        title=f"Certificate {certificate.id[:12]}: {certificate.promise}",
+        title=f"Certificate {certificate.id}",
         verdict=f"void: {void}" if void else f"holds so far, e-value {watched.e_value:.2g}",
     )  # fmt: skip
     store.put_atomic(picture_key(certificate.id), picture)
@@ -193,14 +193,14 @@ class _Step:
         if self._e_values and self._e_values[-1] >= 1 / record.alpha:
             lost, rows = record.judged
             return (
-                f"the audit broke the promise of {self.certificate.promise}: loss {lost:.4g} in {rows:.4g} masks of "
-                f"{len(record.entered)} videos, e-value {self._e_values[-1]:.1f} (limit {1 / record.alpha:g})"
+                f"the audit broke the promise: {lost / rows:.1%} lost ({lost:.4g} of {rows:.4g} masks in "
+                f"{len(record.entered)} videos), e-value {self._e_values[-1]:.1f} (limit {1 / record.alpha:g})"
             )
-        for number, look in enumerate(record.looks, 1):
-            if look.changed:
+        for number, one in enumerate(record.looks, 1):
+            if one.changed:
                 return (
-                    f"the source mix changed: energy distance {look.distance:.2f} in look {number}, p {look.p:.1g} "
-                    f"(limit {look.level:.1g}), most in {look.further} ({look.by:+.1f} standard deviations)"
+                    f"the source mix changed: energy distance {one.distance:.2f} in look {number}, p {one.p:.1g} "
+                    f"(limit {one.level:.1g}), most in {one.further} ({one.by:+.1f} standard deviations)"
                 )
         return None
 
@@ -225,15 +225,13 @@ class _Step:
         self._batch.append(video)
         if len(self._batch) < self.record.batch_videos:
             return
-        number = len(self.record.looks) + 1
-        features = [one.features for one in self._batch]
-        found = compare(self._reference, features, level=look_level(number, self.record.alpha), seed=number)
-        look = Look(
-            videos=len(self._batch), last_at=video.at, distance=found.distance, p=found.p, level=found.level,
-            further=found.further, by=found.by,
-        )  # fmt: skip
+        looks, features = self.record.looks, [one.features for one in self._batch]
+        number, earlier = len(looks) + 1, [one.as_features() for one in looks[-RECENT + 1 :]]
+        found = look(self._reference, [*earlier, features], number, self.record.alpha, seed=number)
+        kept = [one.model_copy(update={"features": ()}) for one in looks[: -RECENT + 2]] + list(looks[-RECENT + 2 :])
+        newest = Look.of(features, video.at, found)
         seen = self.record.seen | {one.mark: len(one.audited) for one in self._batch}
-        self._update(looks=(*self.record.looks, look), seen=seen)
+        self._update(looks=(*kept, newest), seen=seen)
         self._batch = []
 
     def _enter(self, video: WatchedVideo) -> None:

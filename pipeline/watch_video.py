@@ -8,7 +8,7 @@ from datetime import datetime
 import pyarrow.parquet as pq
 
 from pipeline.audits import Audited
-from pipeline.certificate import Certificate, difference, process_of
+from pipeline.certificate import Certificate
 from pipeline.columns import equals
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit
@@ -43,18 +43,16 @@ class WatchedVideo:
 def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> WatchedVideo | None:
     """Read a video.
 
-    Returns: None if its labels are not there, are not decided by this certificate, or are of facts that another model,
-             other heads or settings made.
+    Returns: None if its labels are not there, or are not decided by this certificate, or it did not hold for them (by
+             `pipeline.certificate.evidence`: of another model, heads, settings, rules or thresholds).
     Raises:  UnavailableError if the store does not answer.
     """
     try:
         with store.open(derived_key("labels", commit.first_seen, commit.video_id)) as raw:
             file = pq.ParquetFile(raw)
             metadata = read_metadata(file.schema_arrow)
-            process = process_of(metadata)
-            if (metadata.get("policy") or {}).get("certificate") != certificate.id or process is None:
-                return None
-            if metadata.get("generation") != commit.generation or difference(process, certificate.processes):
+            decided = (metadata.get("policy") or {}).get("certificate") == certificate.id and metadata.get("certified")
+            if not decided or metadata.get("generation") != commit.generation:
                 return None
             labels = file.read(columns=list(COLUMNS))
         audited = _audited(store, commit) if metadata["counts"]["audit"] else []
@@ -68,7 +66,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
         at=commit.finished_at,
         features=video_features(labels, metadata.get("fps")),
         audited=audited,
-        groups=[_group(certificate, commit.first_seen, row.label, process.model.name) for row in audited],
+        groups=[_group(certificate, commit.first_seen, row.label, metadata["model"]["name"]) for row in audited],
         scale=min(1.0, certificate.max_rows_per_video / max(1, int(predicted.sum()))),
     )
 

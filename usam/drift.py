@@ -7,7 +7,8 @@ long the watch goes on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,8 +21,10 @@ FEATURES = ("mean_uncertainty", "absent_share", "area_share", "objects", "fps", 
 """What one video is to the mix. Counts, rates and sizes are compared by their logarithms."""
 _LOGARITHMIC = np.array([False, False, False, True, True, True])
 _LEAST_SPREAD = np.array([0.01, 0.01, 0.01, 0.05, 0.05, 0.05])  # where all videos are alike, this much is a step
-_EXCEEDED = 20  # permutations at least as far apart end the drawing: the p-value is large enough to be known
+_EXCEEDED = 10  # permutations at least as far apart end the drawing: the p-value is large enough to be known
 _CHUNK = 64
+RECENT = 4
+"""So many batches are looked at together, beside the newest alone: a small change shows only in many videos."""
 
 
 class RiskWatch:
@@ -100,6 +103,26 @@ def look_level(look: int, alpha: float) -> float:
     return alpha * 0.4739 / (n * math.log(n) ** 2)  # the sum of 1 / (n log(n)^2) from 2 on is 2.1098
 
 
+def look(
+    reference_nf: ArrayLike, batches: Sequence[ArrayLike], number: int, alpha: float, *, seed: int = 0
+) -> Compared:
+    """One look at the mix: the newest batch by itself, and the latest `RECENT` batches together.
+
+    Args:
+        reference_nf: (videos, features). batches: (videos, features) each, the newest last.
+        number: of the look, from 1. alpha: of all looks together.
+        seed: of the permutations.
+    Returns: whichever says more against "alike", its p-value doubled for the choice.
+    """
+    windows = [np.asarray(batches[-1], np.float64)]
+    if len(batches) > 1:
+        windows.append(np.concatenate([np.asarray(one, np.float64) for one in batches[-RECENT:]]))
+    level, count = look_level(number, alpha), len(windows)
+    found = [compare(reference_nf, window, level=level / count, seed=seed) for window in windows]
+    strongest = min(found, key=lambda one: one.p)
+    return replace(strongest, p=min(1.0, strongest.p * count), level=level)
+
+
 def compare(reference_nf: ArrayLike, batch_mf: ArrayLike, *, level: float, seed: int = 0) -> Compared:
     """Whether a batch of videos is drawn like the reference: a permutation test on the energy distance.
 
@@ -120,7 +143,9 @@ def compare(reference_nf: ArrayLike, batch_mf: ArrayLike, *, level: float, seed:
             raise EvaluationError(f"at least two videos with {len(FEATURES)} features", got, "wait for more videos")
     both = _scaled(np.concatenate([reference, batch]))
     count, total = len(batch), len(both)
-    distance_nn = np.sqrt(np.maximum(((both[:, None] - both[None]) ** 2).sum(2), 0.0))
+    squares = (both * both).sum(1)
+    distance_nn = np.sqrt(np.maximum(squares[:, None] + squares - 2 * both @ both.T, 0.0))
+    np.fill_diagonal(distance_nn, 0.0)
     chosen = np.zeros((1, total))
     chosen[0, len(reference) :] = 1
     observed = float(_energy(distance_nn, chosen, count)[0])

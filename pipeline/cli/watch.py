@@ -72,6 +72,7 @@ def watch(
 def as_json(watched: Watched) -> dict[str, Any]:
     """Where a watch stands, for programs."""
     lost, rows = watched.record.judged
+    looks = [look.model_dump(mode="json", exclude={"features"}) for look in watched.record.looks]
     return {
         "certificate": watched.certificate.id,
         "void": watched.void,
@@ -79,7 +80,7 @@ def as_json(watched: Watched) -> dict[str, Any]:
             "e_value": watched.e_value, "limit": 1 / watched.record.alpha, "videos": len(watched.e_values),
             "rows": rows, "lost": lost, "waiting": watched.waiting,
         },
-        "mix": {"looks": [look.model_dump(mode="json") for look in watched.record.looks], "pending": watched.pending},
+        "mix": {"looks": looks, "pending": watched.pending},
         "others": watched.others,
         "notes": list(watched.notes),
     }  # fmt: skip
@@ -90,11 +91,11 @@ def _tell(store: ObjectStore, watched: Watched) -> None:
 
     console, record = results(), watched.record
     lost, rows = record.judged
-    name = f"certificate {watched.certificate.id[:12]} ({watched.certificate.promise})"
+    name, promise = f"certificate {watched.certificate.id[:12]}", watched.certificate.promise
     if watched.void is None:
-        console.print(f"[green]holds so far[/]: {escape(name)}", soft_wrap=True)
+        console.print(f"[green]holds so far[/]: {name}, {promise}", soft_wrap=True)
     else:
-        console.print(f"[bold red]void[/]: {escape(name)}: {escape(watched.void)}", soft_wrap=True)
+        console.print(f"[bold red]void[/]: {name}, {promise}: {escape(watched.void)}", soft_wrap=True)
     share = percent(lost / rows) if rows else "-"
     so_far = f"{counted(len(watched.e_values), 'video')}, {rows:,.4g} judged masks, loss {share}"
     console.print(

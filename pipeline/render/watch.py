@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.watch_record import Look
 
 _LINE, _LIMIT, _INK = "#0072B2", "#D55E00", "#222222"
 _LEAST_E = 1e-3
+_WIDTH = 120
 
 
 def draw_watch(
@@ -28,7 +31,8 @@ def draw_watch(
     """
     figure = Figure(figsize=(10.5, 6.4), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\n{verdict}", fontsize=11, color=_INK, x=0.01, ha="left")
+    words = "\n".join([title, *textwrap.wrap(verdict, _WIDTH)])
+    figure.suptitle(words, fontsize=11, color=_INK, x=0.01, ha="left")
     audit, mix = figure.subplots(2, 1)
     for axis in (audit, mix):
         axis.spines[["top", "right"]].set_visible(False)
@@ -61,10 +65,8 @@ def _draw_audit(axis: Axes, e_values: Sequence[float], alpha: float, promise: st
 def _draw_mix(axis: Axes, looks: Sequence[Look]) -> None:
     numbers = range(1, len(looks) + 1)
     axis.plot(numbers, [look.p for look in looks], "o", color=_LINE, markersize=5, label="p of the batch")
-    axis.step(
-        numbers, [look.level for look in looks], where="mid", color=_LIMIT, linewidth=1.2, linestyle=(0, (5, 2)),
-        label="level of the look",
-    )  # fmt: skip
+    ends = ([number - 0.5 for number in numbers], [number + 0.5 for number in numbers])
+    axis.hlines([look.level for look in looks], *ends, color=_LIMIT, linewidth=1.4, label="level of the look")
     for number, look in zip(numbers, looks, strict=True):
         if look.changed:
             axis.annotate(
@@ -75,7 +77,9 @@ def _draw_mix(axis: Axes, looks: Sequence[Look]) -> None:
     axis.set_xlim(0.5, max(10.5, len(looks) + 0.5))
     axis.set_title("Mix: is a batch of videos drawn like those that calibrated?", loc="left", fontsize=10)
     axis.set(xlabel="batch", ylabel="p-value")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if looks:
+        axis.set_ylim(min(1e-3, *(min(look.p, look.level) / 2 for look in looks)), 2)
         axis.legend(loc="lower left", frameon=False, fontsize=9)
     else:
         axis.set_ylim(1e-3, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from usam.drift import FEATURES, RiskWatch, compare, look_level, most_audited
+from usam.drift import FEATURES, RiskWatch, compare, look, look_level, most_audited
 from usam.errors import EvaluationError
 
 PROMISE, ALPHA, VIDEOS, STREAMS = 0.05, 0.05, 500, 1000
@@ -59,10 +59,11 @@ def mix(rng: np.random.Generator, videos: int, shift: float = 0.0) -> Floats:
 def mix_alarm(seed: int, shift: float, batch: int = 50, reference: int = 100) -> int | None:
     """In which look a change is called."""
     rng = np.random.default_rng(seed)
-    known = mix(rng, reference)
-    for look in range(1, VIDEOS // batch + 1):
-        if compare(known, mix(rng, batch, shift), level=look_level(look, ALPHA), seed=look).changed:
-            return look
+    known, batches = mix(rng, reference), list[Floats]()
+    for number in range(1, VIDEOS // batch + 1):
+        batches.append(mix(rng, batch, shift))
+        if look(known, batches, number, ALPHA, seed=number).changed:
+            return number
     return None
 
 
@@ -82,7 +83,7 @@ def test_clean_audits_never_raise_an_alarm_and_hopeless_ones_soon_do() -> None:
 
 
 def test_looks_spend_alpha_and_no_more() -> None:
-    spent = [look_level(look, 0.05) for look in range(1, 100_001)]
+    spent = [look_level(number, 0.05) for number in range(1, 100_001)]
     assert spent == sorted(spent, reverse=True)
     rest = 0.05 * 0.4739 / math.log(100_001)  # of all looks after these
     assert 0.0499 < sum(spent) + rest <= 0.05
@@ -102,7 +103,7 @@ def test_the_energy_distance_is_that_of_its_definition() -> None:
     x, y = both[:30], both[30:]
     expected = 2 * mean(x, y) - mean(x, x) - mean(y, y)
     found = compare(a, b, level=0.05)
-    assert found.distance == pytest.approx(expected, rel=1e-9)
+    assert found.distance == pytest.approx(expected, rel=1e-6)
     assert found.further == FEATURES[0]
     assert found.by > 0
     assert found.changed
@@ -161,7 +162,7 @@ def test_of_a_thousand_streams_of_alike_videos_hardly_one_in_twenty_is_called_ch
 
 @pytest.mark.slow
 def test_videos_half_a_standard_deviation_less_certain_are_found() -> None:
-    for shift, least in ((0.5, 0.5), (1.0, 0.99)):
+    for shift, least in ((0.5, 0.8), (1.0, 0.99)):
         looks = [mix_alarm(seed, shift) for seed in range(100)]
         found = sorted(one for one in looks if one is not None)
         print(f"shift of {shift}: found in {len(found)}% of streams, in the median in look {found[len(found) // 2]}")
