@@ -240,3 +240,22 @@ def test_a_forgotten_video_leaves_the_journal_and_an_undo_goes_on_without_it(lak
     assert forget(store, Ledger(store), Settings(), subject).proof.traces == ()
     assert gone not in (lake / "retunes/000001.json").read_text()
     assert done(lake, begin_undo(store)) == {"written": 2}
+
+
+@pytest.mark.parametrize("kind", ["local", "rclone", "moto"])
+def test_a_journal_is_kept_by_every_store(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    store = ObjectStore(tmp_path)
+    if kind != "local":
+        server = request.getfixturevalue(f"{kind}_s3")
+        store = ObjectStore(server.new_bucket() + "/out", server.settings())
+    journal = Journal(store)
+    assert journal.last() is None
+    first = journal.begin("retune", {"a": {}, "n": {}}, {"v1": "a", "v2": "a"}, {"v1": "n", "v2": "n"})
+    assert (first.number, first.before, first.after) == (1, {"a": ["v1", "v2"]}, {"n": ["v1", "v2"]})
+    more = journal.extend(1, {"b": {}}, {"v2": "b", "v3": "a"}, {"v2": "n", "v3": "n"})
+    assert (more.before, sorted(more.policies)) == ({"a": ["v1", "v3"], "b": ["v2"]}, ["a", "b", "n"])
+    assert journal.finish(1).finished_at is not None
+    assert journal.begin("undo", {}, {}, {}, of=1).number == 2
+    last = journal.last()
+    assert last is not None
+    assert (last.number, last.of) == (2, 1)
