@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -62,30 +62,30 @@ def within_budget(
     Raises:  CalibrationError if there is a budget and nobody knows how many videos come.
     """
 
-    def loads(policy: Policy, holds: Sequence[float | None]) -> list[Load]:
-        return review_load(labels.files, policy, processes, holds, partial(progress, "review load"))
-
-    load = loads(policy, [policy.hold_above_uncertainty])[0]
+    holds: list[Policy] = []
+    if request is not None and request.review_budget is not None:
+        if per_day is None:
+            got = "all videos labelled on one day"
+            raise CalibrationError("to know how many videos come in a day", got, "say it by --videos-per-day")
+        holds = list(_holding(policy, request, per_day))
+    tried = [policy, *holds]
+    loads = review_load(labels.files, tried, processes, partial(progress, "review load"))
     if request is None or request.review_budget is None:
-        return policy, load, True
-    if per_day is None:
-        got = "all videos labelled on one day"
-        raise CalibrationError("to know how many videos come in a day", got, "say it by --videos-per-day")
-    budget, unit = request.review_budget, request.budget_unit
+        return policy, loads[0], True
+    unit, budget = request.budget_unit, request.review_budget
+    daily_loads = [daily(getattr(load, unit), per_day, pool) or 0.0 for load in loads]
+    if daily_loads[0] <= budget:
+        return policy, loads[0], True
+    fitting = [place for place, load in enumerate(daily_loads) if load <= budget]
+    best = max(fitting, key=daily_loads.__getitem__) if fitting else daily_loads.index(min(daily_loads))
+    return tried[best], loads[best], False
 
-    def fits(load: Load) -> bool:
-        return (daily(getattr(load, unit), per_day, pool) or 0.0) <= budget
 
-    if fits(load):
-        return policy, load, True
+def _holding(policy: Policy, request: Request, per_day: float) -> Iterator[Policy]:
+    """Policies that leave people less to look at."""
     least = max([policy.max_uncertainty, *(one.max_uncertainty or 0.0 for one in policy.groups)])
     most = 1.0 if policy.hold_above_uncertainty is None else policy.hold_above_uncertainty
-    holds = sorted({least, *(round(float(one), 4) for one in np.linspace(least, most, HOLDS)[1:])})
-    held = [policy.model_copy(update={"hold_above_uncertainty": hold}) for hold in holds]
-    tried = list(zip(held, loads(policy, holds), strict=True))
-    if unit == "stretches":
-        limited = policy.model_copy(update={"review_stretches_per_video": math.floor(budget / per_day)})
-        tried.append((limited, loads(limited, [limited.hold_above_uncertainty])[0]))
-    fitting = [one for one in tried if fits(one[1])]
-    policy, load = max(fitting, key=lambda one: getattr(one[1], unit)) if fitting else tried[0]
-    return policy, load, False
+    for hold in sorted({least, *(round(float(one), 4) for one in np.linspace(least, most, HOLDS)[1:])}):
+        yield policy.model_copy(update={"hold_above_uncertainty": hold})
+    if request.budget_unit == "stretches" and request.review_budget is not None:
+        yield policy.model_copy(update={"review_stretches_per_video": math.floor(request.review_budget / per_day)})

@@ -136,32 +136,32 @@ def survey(
 
 def review_load(
     files: Sequence[LabelFile],
-    policy: Policy,
+    policies: Sequence[Policy],
     processes: Sequence[Process],
-    holds: Sequence[float | None],
     progress: Callable[[int, int], None],
 ) -> list[Load]:
-    """What people would see by a policy, for several values of `hold_above_uncertainty`."""
-    rows, stretches = np.zeros(len(holds), np.int64), np.zeros(len(holds), np.int64)
-    for number, (file, model, batches) in enumerate(_alike(files, policy, processes), 1):
+    """What people would see by each of some policies that differ in what they hold alone, in one pass.
+
+    Args: policies: alike but for `hold_above_uncertainty` and `review_stretches_per_video`.
+    """
+    loads = np.zeros((len(policies), 2), np.int64)
+    plain = policies[0].model_copy(update={"hold_above_uncertainty": None})
+    for number, (file, model, batches) in enumerate(_alike(files, plain, processes), 1):
         progress(number, len(files))
         for batch in batches or ():
-            sides = Sides(batch, policy.model_copy(update={"hold_above_uncertainty": None}), file.source, model)
-            examined, limit = sides.examined, policy.review_stretches_per_video
-            order = np.lexsort((floats(batch, "frame_index"), floats(batch, "object_id")))
-            object_n = floats(batch, "object_id")[order]
-            same_n = np.append(False, object_n[1:] == object_n[:-1])
-            for place, hold in enumerate(holds):
-                flagged_n: Mask = sides.choice_n == 1
-                if hold is not None:
-                    flagged_n = flagged_n & ~(examined.scored_n & (examined.compared_n > hold))
-                ordered_n = flagged_n[order]
-                before_n = np.append(False, ordered_n[:-1]) & same_n
-                found = int((ordered_n & ~before_n).sum())
-                seen = found if limit is None else min(found, limit)
-                stretches[place] += seen
-                rows[place] += int(flagged_n.sum() * seen / max(found, 1))
-    return [Load(int(one), int(other)) for one, other in zip(rows, stretches, strict=True)]
+            sides = Sides(batch, plain, file.source, model)
+            examined, flagged_n = sides.examined, sides.choice_n == 1
+            object_n = floats(batch, "object_id")
+            order = np.lexsort((floats(batch, "frame_index"), object_n))
+            first_n = np.append(True, object_n[order][1:] != object_n[order][:-1])
+            for place, policy in enumerate(policies):
+                hold = np.inf if policy.hold_above_uncertainty is None else policy.hold_above_uncertainty
+                seen_n: Mask = (flagged_n & ~(examined.scored_n & (examined.compared_n > hold)))[order]
+                stretches = int((seen_n & (first_n | ~np.append(False, seen_n[:-1]))).sum())
+                most = policy.review_stretches_per_video
+                kept = stretches if most is None else min(stretches, most)
+                loads[place] += int(seen_n.sum() * kept / max(stretches, 1)), kept
+    return [Load(int(rows), int(stretches)) for rows, stretches in loads]
 
 
 def _alike(

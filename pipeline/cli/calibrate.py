@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,8 +119,8 @@ def calibrate(
             out.expanduser().parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CallError(f"a writable place for {out}", str(error), "choose another --out") from error
-        with Counter(notices(), "calibrating:", "videos") as count:
-            found = calibrated(manifest, source, request, settings, progress=count)
+        with _Phases() as phases:
+            found = calibrated(manifest, source, request, settings, progress=phases)
     certificate = found.certificate
     path = out.expanduser()
     path.write_text(_policy_yaml(found.policy, found))
@@ -132,6 +133,23 @@ def calibrate(
     else:
         _tell(found, manifest, path, picture)
     raise typer.Exit(FAILED if certificate.status == "not_certified" else OK)
+
+
+class _Phases(AbstractContextManager["_Phases"]):
+    """A counter for each thing that is done in turn, as each has its own rate."""
+
+    def __init__(self) -> None:
+        self._stack, self._what = ExitStack(), ""
+        self._count: Counter | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._count is None or what != self._what:
+            self._stack.close()
+            self._what, self._count = what, self._stack.enter_context(Counter(notices(), what, "videos"))
+        self._count("", done, total)
+
+    def __exit__(self, *ended: object) -> None:
+        self._stack.close()
 
 
 def _promise(at_most: float | None, bad_iou: float, mean_iou: float | None) -> ErrorRate | MeanIou:
