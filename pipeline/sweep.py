@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 MOST_GROUPS = 500
 CONFIDENCE = 0.95
-
-
 OTHERS = Group("others", None, None)
 """All groups beyond the first `MOST_GROUPS`."""
 
@@ -40,10 +38,9 @@ class Sweep:
         overall: of all rows. groups: of each, most rows first.
         told: which columns of the curves are told, positions of thresholds ascending.
         now: position of the policy's threshold among all; -1 where groups have others (the last column is the policy).
-        overall_sums, group_sums: what they were made of.
+        overall_sums: what it was made of.
         examples: rows near each threshold, by bin.
         videos, frames, days: swept; days None where the commits do not tell.
-        truth_videos, truth_rows: matched.
         left_out: files that could not be read, and why.
         policies: ids of the policies that the labels were decided by.
         makers: what made the facts, as the files say: one of each kind.
@@ -57,7 +54,6 @@ class Sweep:
     told: Ints
     now: int
     overall_sums: Sums
-    group_sums: dict[Group, Sums]
     examples: tuple[Example, ...]
     videos: int
     frames: int
@@ -221,7 +217,7 @@ class _Total:
             groups={group: curve(sums, self.edges, confidence) for group, sums in ordered},
             told=told,
             now=-1 if policy.groups else int(np.flatnonzero(self.edges == policy.max_uncertainty)[0]),
-            overall_sums=overall, group_sums=dict(ordered), examples=tuple(self.candidates.examples()),
+            overall_sums=overall, examples=tuple(self.candidates.examples()),
             videos=self.videos, frames=self.frames, days=days, left_out=self.left_out,
             policies=tuple(sorted(self.policies)), makers=tuple(self.makers.values()),
         )  # fmt: skip

@@ -78,14 +78,17 @@ class Candidates:
         slot_b[bin_n[turned]] = turned  # of several rows of a bin the last one stays
         bins = np.flatnonzero(slot_b >= 0)
         rows = slot_b[bins]
-        seeds = np.array([self._seed(one) for one in videos], np.uint64)
-        seed_m = np.full(len(rows), seeds[0]) if video_n is None else seeds[video_n[rows]]
-        draw_m = _draw(seed_m, frame_n[rows], object_n[rows])
+        number_m = np.zeros(len(rows), np.int64) if video_n is None else video_n[rows]
+        seed_v = np.zeros(len(videos), np.uint64)
+        for number in np.unique(number_m).tolist():
+            seed_v[number] = self._seed(videos[number])
+        draw_m = _draw(seed_v[number_m], frame_n[rows], object_n[rows])
         better = np.flatnonzero(draw_m < self._draw_b[bins])
         self._draw_b[bins[better]] = draw_m[better]
-        for one, row in zip(bins[better].tolist(), rows[better].tolist(), strict=True):
-            video = videos[0] if video_n is None else videos[int(video_n[row])]
-            self._rows[one] = video, int(frame_n[row]), int(object_n[row]), float(compared_n[row])
+        for one, row, number in zip(
+            bins[better].tolist(), rows[better].tolist(), number_m[better].tolist(), strict=True
+        ):
+            self._rows[one] = videos[number], int(frame_n[row]), int(object_n[row]), float(compared_n[row])
 
     def merge(self, other: Candidates, file: LabelFile) -> None:
         """The candidates of one file too."""

@@ -15,17 +15,7 @@ from pipeline.policy import Policy
 from pipeline.rules import ruled
 from pipeline.sweep_examples import Candidates
 from pipeline.sweep_input import LabelFile, Opened, opened
-from pipeline.sweep_sums import (
-    Cell,
-    Floats,
-    Ints,
-    Mask,
-    Places,
-    Sums,
-    count_groups,
-    count_stretches,
-    count_truth,
-)  # fmt: skip
+from pipeline.sweep_sums import Cell, Floats, Ints, Mask, Places, Sums, count_groups, count_stretches, count_truth
 from pipeline.sweep_truth import Truth, row_key
 
 MAKER = ("model", "heads_sha256", "config")
@@ -86,7 +76,7 @@ class _Batches:
         self._size = len(work.edges)
         self._numbers: dict[str, int] = {}
         self._last_frame = -1
-        # Of the batch before, by video and object: key, flag bin and whether it is flagged now.
+        # Of the last row of each object of the video, by key: key, flag bin and whether it is flagged now.
         self._carry = np.zeros((3, 0), np.int64)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -116,24 +106,15 @@ class _Batches:
         )
 
     def _videos(self, batch: pa.RecordBatch) -> tuple[Ints | None, list[str]]:
-        """The video of each row as a number into the list; None where the file has one."""
+        """The video of each row as a number into the list, that of all batches; None where the file has one video."""
         file = self._sums.file
         if file.video_id is not None:
             self._sums.videos.add(file.video_id)
             return None, [file.video_id]
-        video_n, names = codes(batch, "video_id")
-        video_n %= len(names)
-        found = [name or "" for name in names]
-        present = np.unique(video_n)
-        self._sums.videos.update(found[number] for number in present.tolist())
-        return video_n, found
-
-    def _global(self, videos: list[str], video_n: Ints | None, rows: int) -> Ints:
-        """Numbers of videos that stay the same from batch to batch."""
-        if video_n is None:
-            return np.zeros(rows, np.int64)
-        number_v = np.array([self._numbers.setdefault(one, len(self._numbers)) for one in videos], np.int64)
-        return number_v[video_n]
+        code_n, names = codes(batch, "video_id")
+        number_c = np.array([self._numbers.setdefault(name or "", len(self._numbers)) for name in names], np.int64)
+        self._sums.videos.update(names[code] or "" for code in np.unique(code_n).tolist())
+        return number_c[code_n], list(self._numbers)
 
     def _frames(self, video_n: Ints | None, frame_n: NDArray[Any]) -> None:
         key_n = frame_n.astype(np.int64) if video_n is None else row_key(video_n, frame_n)
@@ -160,7 +141,12 @@ class _Batches:
             before_now_n[firsts[known]] = self._carry[2][at[known]] > 0
         count_stretches(sums, label_n[order], before_n, flag_n, now_n & ~before_now_n)
         lasts = np.r_[firsts[1:] - 1, len(key_n) - 1]
-        self._carry = np.stack([key_n[lasts], flag_n[lasts], now_n[lasts].astype(np.int64)])
+        here = np.stack([key_n[lasts], flag_n[lasts], now_n[lasts].astype(np.int64)])
+        gone = np.isin(self._carry[0], here[0])
+        if video_n is not None:
+            gone |= self._carry[0] >> 32 != video_n[-1]  # a video's rows lie together
+        kept = np.concatenate([self._carry[:, ~gone], here], axis=1)
+        self._carry = kept[:, np.argsort(kept[0])]
 
     def _truth(
         self,
@@ -172,7 +158,8 @@ class _Batches:
         frame_n: NDArray[Any],
         object_n: NDArray[Any],
     ) -> None:
-        for number, video_id in enumerate(videos):
+        for number in [0] if video_n is None else np.unique(video_n).tolist():
+            video_id = videos[number]
             known = self._work.truth.get(video_id)
             if known is None:
                 continue

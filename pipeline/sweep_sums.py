@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,15 +73,12 @@ class Sums:
         self.truth: Moments | None = None
 
     def add(self, other: Sums) -> None:
-        """The rows of another sum too."""
+        """The rows of another sum too; not its truth: a video may lie in both."""
         for name, count in other.counts.items():
             self.counts[name] += count
         self.accept_b += other.accept_b
         self.blocked_b += other.blocked_b
         self.starts_b += other.starts_b
-        if other.truth is not None:
-            self.truth = self.truth or Moments(len(self.accept_b))
-            self.truth.add(other.truth)
 
     @property
     def accepted_k(self) -> Ints:
@@ -98,11 +94,6 @@ class Sums:
     def stretches_k(self) -> Ints:
         """(k + 1,) stretches that a person sees."""
         return np.append(np.cumsum(self.starts_b[:-1]), self.counts["stretches_now"])
-
-    @property
-    def with_truth(self) -> int:
-        """Predicted rows with truth."""
-        return 0 if self.truth is None else self.truth.rows
 
 
 @dataclass
@@ -140,14 +131,6 @@ class Moments:
         pairs = ((weight_k, weight_k), (bad_k, bad_k), (bad_k, weight_k), (iou_k, iou_k), (iou_k, weight_k))
         for total_k, (one_k, two_k) in zip(self.products_ck, pairs, strict=True):
             total_k += one_k * two_k
-
-    def add(self, other: Moments) -> None:
-        """Other videos too."""
-        self.rows += other.rows
-        self.videos += other.videos
-        self.videos_k += other.videos_k
-        self.sums_ck += other.sums_ck
-        self.products_ck += other.products_ck
 
 
 class Cell:
@@ -217,15 +200,8 @@ def count_truth(places: Places, rows: Ints, iou: Floats, weight: Floats, bad_iou
 
 
 def total(sums: Iterable[Sums], size: int) -> Sums:
-    """All groups as one, without truth: a video may lie in several groups, so its moments are no sum of theirs."""
+    """All groups as one, without truth."""
     out = Sums(size)
     for one in sums:
-        truth, one.truth = one.truth, None
         out.add(one)
-        one.truth = truth
     return out
-
-
-def as_dict(sums: Sums) -> dict[str, Any]:
-    """The counts that JSON tells."""
-    return {name: count for name, count in sums.counts.items() if not name.endswith("_now")}

@@ -22,7 +22,7 @@ from pipeline.sweep_reader import Group
 from pipeline.sweep_sums import Cell, Moments
 from pipeline.sweep_truth import TrueRows, load_truth, row_key
 
-from .sweeping import facts, video_id, write_labels, write_truth
+from .sweeping import FRAMES, facts, video_id, write_labels, write_truth
 
 POLICIES = {
     "default": Policy(),
@@ -74,7 +74,7 @@ def test_every_threshold_says_what_deciding_by_it_would(
     assert 0 < found.overall.accepted_k[20] < found.overall.accepted_k[700] < found.overall.predicted
     now = [int(one[-1]) for one in (found.overall.accepted_k, found.overall.flagged_k, found.overall.stretches_k)]
     assert tuple(now) == decided(tables, policy)
-    assert found.frames == 4 * 30
+    assert found.frames == 4 * FRAMES
     for group, curve in found.groups.items():
         rows = [
             (table.filter(pc.equal(table["label"].fill_null(""), group.label or "")), drop)
@@ -85,14 +85,17 @@ def test_every_threshold_says_what_deciding_by_it_would(
         assert (int(curve.accepted_k[-1]), int(curve.flagged_k[-1])) == decided(rows, policy)[:2], group
 
 
-def test_a_file_of_several_videos_is_the_same_as_a_file_for_each(tmp_path: Path) -> None:
+def test_a_file_of_several_videos_is_the_same_as_a_file_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_input, "BATCH_ROWS", 7)
     tables = [facts(number) for number in range(3)]
     files = [write_labels(tmp_path / "out", table) for table in tables]
     loose = tmp_path / "loose" / "drop=day"
     loose.mkdir(parents=True)
     whole = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
-    pq.write_table(whole.slice(0, 100), loose / "a.parquet")
-    pq.write_table(whole.slice(100), loose / "b.parquet")
+    pq.write_table(whole.slice(0, 180), loose / "a.parquet", row_group_size=50)  # each with a dictionary of its own
+    pq.write_table(whole.slice(180), loose / "b.parquet")
     write_truth(tmp_path / "truth.parquet", tables)
     results = []
     for place in (tmp_path / "out", tmp_path / "loose"):
@@ -100,7 +103,9 @@ def test_a_file_of_several_videos_is_the_same_as_a_file_for_each(tmp_path: Path)
         results.append(sweep(labels, Policy(), truth=load_truth(tmp_path / "truth.parquet", labels)))
     one, other = results
     assert one.videos == other.videos == 3
+    assert one.frames == other.frames == 3 * FRAMES
     assert one.overall.accepted_k.tolist() == other.overall.accepted_k.tolist()
+    assert one.overall.stretches_k.tolist() == other.overall.stretches_k.tolist()
     assert one.overall.risk is not None
     assert other.overall.risk is not None
     for name in ("error_k", "error_high_k", "iou_k", "iou_low_k", "videos_k"):
