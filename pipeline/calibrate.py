@@ -140,19 +140,17 @@ def _attempts(store: ObjectStore, sha256: str, marks: tuple[str, ...]) -> int:
 def _notes(certificate: Certificate, request: Request, pool: Pool, labelled: int) -> tuple[str, ...]:
     """What a person should know beside the figures."""
     notes = []
-    if certificate.truth.attempts:
-        times = (
-            "1 earlier attempt" if certificate.truth.attempts == 1 else f"{certificate.truth.attempts} earlier attempts"
-        )
-        notes.append(
-            f"{times} saw this truth or some of its videos: whoever picks the best of several promises too much"
-        )
+    if count := certificate.truth.attempts:
+        times = "1 earlier attempt" if count == 1 else f"{count} earlier attempts"
+        notes.append(f"{times} saw this truth or some of its videos; the best of several promises too much")
     if pool.others:
         notes.append(f"{pool.others:,} labelled videos were made otherwise; for them these thresholds are uncertified")
     for group in certificate.groups:
         name = "" if group.match.anything and len(certificate.groups) == 1 else f"{group.match}: "
         if group.threshold is None and group.videos:
             notes.append(f"{name}not certified; {_what_it_takes(group, request, labelled)}")
+    if certificate.status != "not_certified" and request.policy.audit_rate == 0:
+        notes.append("audit_rate is 0: nobody will see accepted masks, and nothing tells when the promise breaks")
     return tuple(notes)
 
 

@@ -145,8 +145,8 @@ class _Phases(AbstractContextManager["_Phases"]):
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._count is None or what != self._what:
             self._stack.close()
-            self._what, self._count = what, self._stack.enter_context(Counter(notices(), what, "videos"))
-        self._count("", done, total)
+            self._what, self._count = what, self._stack.enter_context(Counter(notices(), "calibrating", "videos"))
+        self._count(what, done, total)
 
     def __exit__(self, *ended: object) -> None:
         self._stack.close()

@@ -14,8 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.calibrate import Calibrated, calibrate
+from pipeline.calibrate_pool import STEPS, Group
 from pipeline.calibrate_request import Request
 from pipeline.certificate import evidence, find_evidence, list_certificates, write_certificate
 from pipeline.certificate_parts import ErrorRate, MeanIou
@@ -309,3 +312,20 @@ def test_a_policy_with_groups_keeps_them(lake: Path, truth: Path) -> None:
     assert (night.match.source, night.threshold) == ("night", None)
     assert rest.threshold is not None
     assert found.policy.groups[0] == GroupThreshold(source="night", max_uncertainty=None)
+
+
+@given(
+    scores=st.lists(st.integers(0, STEPS), min_size=200, max_size=400), stopped=st.integers(0, 300),
+    always=st.integers(0, 100), start=st.floats(0.01, 0.99),
+)  # fmt: skip
+def test_thresholds_to_try_start_at_the_coverage_and_end_with_all_candidates(
+    scores: list[int], stopped: int, always: int, start: float
+) -> None:
+    group = Group(len(scores) + stopped + always, always, np.bincount(scores, minlength=STEPS + 1))
+    grid = group.grid(start)
+    coverage = [(always + sum(one / STEPS <= limit for one in scores)) / group.rows for limit in grid.threshold_k]
+    assert (np.diff(grid.threshold_k) > 0).all()
+    assert grid.start == grid.threshold_k[0]
+    assert coverage[-1] == pytest.approx((always + len(scores)) / group.rows)
+    assert coverage[0] >= min(start, (always + len(scores) / 2) / group.rows) - 1e-9
+    assert grid.threshold_k[-1] == max(scores) / STEPS

@@ -12,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import rle
 from pipeline.demo import true_ious
-from pipeline.judged import TruthError
+from pipeline.judged import Fact, TruthError
 from pipeline.storage.objects import ObjectStore
 from pipeline.truth import VideoTruth, open_truth, read_truth
+from pipeline.truth_masks import IdFrame, judge_masks
 
 Key = tuple[str, int, int]
 
@@ -95,7 +98,8 @@ def as_coco(clips: dict[str, np.ndarray], root: Path, frames: range, *, named: b
 
 def as_rows(clips: dict[str, np.ndarray], root: Path, frames: range) -> Path:
     rows = [
-        {"video": stem, "frame_index": index, "object_id": number, "height": ids_thw.shape[1], "width": ids_thw.shape[2],
+        {"video": stem, "frame_index": index, "object_id": number,
+         "height": ids_thw.shape[1], "width": ids_thw.shape[2],
          "rle": rle.encode_mask(ids_thw[index] == number).counts}
         for stem, ids_thw in clips.items() for index in frames for number in range(1, 9)
     ]  # fmt: skip
@@ -234,3 +238,28 @@ def test_rows_seen_because_they_were_uncertain_count_only_with_a_weight(night: P
     assert found[0].facts["object_id"].to_pylist() == [rows[1]["object_id"]]
     with pytest.raises(TruthError, match="no review_probability or audit"):
         read(written([row | {"verdict": "accept"} for row in rows], tmp_path / "t.parquet"), night / "out")
+
+
+@given(
+    seed=st.integers(0, 10_000), annotated=st.sets(st.integers(0, 5), min_size=1), labelled=st.sets(st.integers(0, 5)),
+    absent=st.booleans(),
+)  # fmt: skip
+def test_iou_is_that_of_the_pixels_whatever_frames_are_annotated_or_labelled(
+    seed: int, annotated: set[int], labelled: set[int], absent: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    truth = {index: rng.integers(0, 3, (5, 7)).astype(np.uint8) for index in annotated}
+    for ids in truth.values():
+        ids[0, :2] = 1, 2  # no object of the rows is missing altogether
+        ids[ids == 2] *= not absent
+    masks = {(index, number): rng.random((5, 7)) < rng.choice([0, 0.5]) for index in labelled for number in (1, 2)}
+    facts = [
+        Fact(*key, 5, 7, rle.encode_mask(mask).counts, int(mask.sum())) for key, mask in sorted(masks.items())
+    ]  # fmt: skip
+    frames = [(index, IdFrame(ids, "here")) for index, ids in sorted(truth.items())]
+    found = {(one.frame_index, one.object_id): one.iou for one in judge_masks("clip", frames, facts)}
+    assert set(found) == {key for key in masks if key[0] in annotated}
+    for (index, number), iou in found.items():
+        mask, true = masks[index, number], truth[index] == number
+        union = (mask | true).sum()
+        assert iou == pytest.approx((mask & true).sum() / union if union else 1.0)
