@@ -18,7 +18,7 @@ from pipeline.sweep_curve import Curve, chosen, curve
 from pipeline.sweep_examples import Candidates, Example
 from pipeline.sweep_input import LabelFile, Labels, SweepError
 from pipeline.sweep_reader import FileReader, FileSums, Group
-from pipeline.sweep_sums import Cell, Floats, Ints, Moments, Sums, grid, total
+from pipeline.sweep_sums import Cell, Floats, Ints, Moments, Sums, grid, named, total
 from pipeline.sweep_truth import Truth
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ def sweep(
     bad_iou: float = 0.5,
     confidence: float = CONFIDENCE,
     days: int | None = None,
+    also: Sequence[float] = (),
     threads: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Sweep:
@@ -101,13 +102,14 @@ def sweep(
         bad_iou: a mask with a lower IoU is a bad one, 0..1.
         confidence: of the intervals.
         days: that the labels are of, for the load of a day.
+        also: thresholds that are told in any case, besides the policy's.
         threads: files at a time; None for as many as there are processors, four at most.
         progress: called with a file, how many are done, and how many there are.
     Returns: curves of all rows and of each group.
     Raises:  SweepError if no file can be read, no row is a prediction, none has a score, or truth fits no row;
              UnavailableError if the store does not answer.
     """
-    edges = grid(policy)
+    edges = grid(policy, also)
     size = len(edges)
     tally = _Total(size, edges)
     work = FileReader(policy, edges, truth or {}, bad_iou, len(labels.files))
@@ -117,7 +119,8 @@ def sweep(
         if progress is not None:
             progress(one.file.key.rpartition("/")[2], done, len(labels.files))
     tally.close_all()
-    return tally.result(policy, bad_iou, confidence, days, truth is not None, labels)
+    told = {*named(policy), *also}
+    return tally.result(policy, told, bad_iou, confidence, days, truth is not None, labels)
 
 
 def _in_order(work: FileReader, files: Sequence[LabelFile], threads: int) -> Iterator[FileSums]:
@@ -202,14 +205,20 @@ class _Total:
         return self.groups.setdefault(self._key(group), Sums(self.size))
 
     def result(
-        self, policy: Policy, bad_iou: float, confidence: float, days: int | None, with_truth: bool, labels: Labels
+        self,
+        policy: Policy,
+        keep: set[float],
+        bad_iou: float,
+        confidence: float,
+        days: int | None,
+        with_truth: bool,
+        labels: Labels,
     ) -> Sweep:
         """The curves of all that was added."""
         overall = total(self.groups.values(), self.size)
         overall.truth = self.overall if with_truth else None
         self._check(overall, labels)
-        named = {policy.max_uncertainty, *(one.max_uncertainty for one in policy.groups)}
-        told = chosen(overall, self.edges, {one for one in named if one is not None})
+        told = chosen(overall, self.edges, keep)
         ordered = sorted(self.groups.items(), key=lambda item: (-item[1].counts["rows"], tuple(map(str, item[0]))))
         return Sweep(
             policy, bad_iou, confidence,

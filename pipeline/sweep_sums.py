@@ -7,7 +7,7 @@ policy as it stands, whose groups may have thresholds of their own. Memory is th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,10 +25,14 @@ ROWS, WEIGHT, BAD, IOU = 0, 1, 2, 3
 """What is summed over rows with truth: rows, so many rows they stand for, those of these below bad_iou, their IoU."""
 
 
-def grid(policy: Policy) -> Floats:
-    """Thresholds from 0 to 1 in steps of 0.001, and those that the policy names; ascending (k,)."""
-    named = [policy.max_uncertainty, *(one.max_uncertainty for one in policy.groups if one.max_uncertainty is not None)]
-    return np.unique(np.r_[np.arange(STEPS + 1) / STEPS, named])
+def named(policy: Policy) -> list[float]:
+    """The thresholds of a policy."""
+    return [policy.max_uncertainty, *(one.max_uncertainty for one in policy.groups if one.max_uncertainty is not None)]
+
+
+def grid(policy: Policy, also: Sequence[float] = ()) -> Floats:
+    """Thresholds from 0 to 1 in steps of 0.001, those that the policy names, and others; ascending (k,)."""
+    return np.unique(np.r_[np.arange(STEPS + 1) / STEPS, named(policy), also])
 
 
 @dataclass(frozen=True)

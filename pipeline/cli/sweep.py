@@ -19,7 +19,7 @@ from pipeline.cli.summary import counted, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pipeline.certificate import Evidence
+    from pipeline.certificate import Certificate, Evidence
     from pipeline.policy import Policy
     from pipeline.render.sweep_crops import Crop
     from pipeline.sweep import Sweep
@@ -75,19 +75,20 @@ def sweep(
     console = notices()
     try:
         labels = find_labels(manifest, settings.storage, drop or ())
-        said = policy_of(labels)
+        rules = chosen or policy_of(labels) or settings.policy
+        certificate = _certificate(labels, rules)
         with Counter(console, "truth of", "videos") as count:
             known = None if truth is None else load_truth(truth, labels, progress=count)
         with Counter(console, "sweeping", "files") as count:
             found = swept(
-                labels, chosen or said or settings.policy, truth=known, bad_iou=bad_iou, confidence=confidence,
-                days=days_of(labels), progress=count,
+                labels, rules, truth=known, bad_iou=bad_iou, confidence=confidence, days=days_of(labels),
+                also=() if certificate is None else certificate.groups[-1].passed, progress=count,
             )  # fmt: skip
     except UnavailableError:
         raise
     except MasksieveError as error:
         raise CallError(error.expected, error.got, error.next_step) from error
-    evidence, passed = _evidence(found, labels)
+    evidence, passed = _evidence(found, labels, certificate)
     known_iou = _with_iou(found, known)
     with Counter(console, "examples from", "videos") as count:
         crops = (
@@ -102,15 +103,22 @@ def sweep(
         _tell(found, evidence, files)
 
 
-def _evidence(found: Sweep, labels: Labels) -> tuple[Evidence, list[float]]:
-    """What stands behind the policy for all that was swept, and other thresholds that the certificate passed."""
-    from pipeline.certificate import CertificateError, evidence, read_certificate, void_reason
+def _certificate(labels: Labels, policy: Policy) -> Certificate | None:
+    """The one that the policy names, if the output has it."""
+    from pipeline.certificate import CertificateError, read_certificate
 
-    certificate = void = None
-    if labels.output and found.policy.certificate is not None:
-        with suppress(CertificateError):
-            certificate = read_certificate(labels.store, found.policy.certificate)
-            void = void_reason(labels.store, certificate.id)
+    if not labels.output or policy.certificate is None:
+        return None
+    with suppress(CertificateError):
+        return read_certificate(labels.store, policy.certificate)
+    return None
+
+
+def _evidence(found: Sweep, labels: Labels, certificate: Certificate | None) -> tuple[Evidence, list[float]]:
+    """What stands behind the policy for all that was swept, and other thresholds that the certificate passed."""
+    from pipeline.certificate import evidence, void_reason
+
+    void = None if certificate is None else void_reason(labels.store, certificate.id)
 
     def of(policy: Policy) -> Evidence:
         return min(
