@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.certificate_parts import Group, ReviewLoad, Truth
 from pipeline.judged import Source
 from pipeline.mix import mix_reference, reference_of
 from pipeline.policy import Policy
+from pipeline.scratch import scratch_folder
 from pipeline.settings import Settings
 from pipeline.storage.objects import ObjectStore
 from pipeline.sweep_input import find_labels
@@ -82,9 +84,10 @@ def calibrate(
     if not labels.output:
         raise CalibrationError(f"an output at {manifest}", "labels without commits", "give the --out of a label run")
     policy = request.policy.model_copy(update={"certificate": None})
-    truth = read_truth(source, labels.store, drops=request.drops)
     told = len(source.names())
-    rows = collect(truth, policy, request.by, lambda done: progress("truth", done, told))
+    with scratch_folder(settings) as scratch:
+        truth = read_truth(source, labels.store, drops=request.drops, scratch_dir=Path(scratch))
+        rows = collect(truth, policy, request.by, lambda done: progress("truth", done, told))
     refuse_foreign(labels.store, request.policy, rows)
     audited = source.kind == "verdicts"
     map_share = 0.0 if audited else request.map_share

@@ -32,8 +32,16 @@ def policy(one: Certificate, **changes: Any) -> Policy:
     return Policy(**{"certificate": one.id, "max_uncertainty": 0.3} | changes)
 
 
-def test_a_certificate_comes_back_from_a_store_as_it_was_issued(tmp_path: Path) -> None:
-    store, one = ObjectStore(tmp_path), issued()
+@pytest.fixture(params=["local", "rclone", "moto"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "local":
+        return ObjectStore(tmp_path)
+    server = request.getfixturevalue(f"{request.param}_s3")
+    return ObjectStore(server.new_bucket() + "/out", server.settings())
+
+
+def test_a_certificate_comes_back_from_a_store_as_it_was_issued(store: ObjectStore) -> None:
+    one = issued()
     write_certificate(store, one)
     write_certificate(store, one)
     assert read_certificate(store, one.id) == one
@@ -108,8 +116,8 @@ def test_sidecars_change_no_mask() -> None:
     assert evidence(policy(one), one, None, FACTS | {"config": FACTS["config"] | {"tokens": True}}, NOW).certified
 
 
-def test_it_ends_on_its_day_and_when_it_is_voided(tmp_path: Path) -> None:
-    store, one = ObjectStore(tmp_path), issued()
+def test_it_ends_on_its_day_and_when_it_is_voided(store: ObjectStore) -> None:
+    one = issued()
     write_certificate(store, one)
     last = one.valid_until - timedelta(seconds=1)
     assert find_evidence(store, policy(one), FACTS, last).certified
@@ -119,7 +127,7 @@ def test_it_ends_on_its_day_and_when_it_is_voided(tmp_path: Path) -> None:
     void_certificate(store, one.id, "another reason")
     assert find_evidence(store, policy(one), FACTS, NOW).text.endswith("was voided: the audit broke the promise")
     assert list_certificates(store) == [one]  # a note is no certificate
-    (tmp_path / f"certificates/{one.id}.void.json").write_text("{")
+    store.put_atomic(f"certificates/{one.id}.void.json", b"{")
     assert not find_evidence(store, policy(one), FACTS, NOW).certified
 
 
