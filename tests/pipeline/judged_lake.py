@@ -52,7 +52,7 @@ def video_id(name: str) -> str:
 
 
 def add_video(
-    out: Path,
+    out: Path | ObjectStore,
     name: str,
     score: Sequence[float | None],
     *,
@@ -66,7 +66,7 @@ def add_video(
     Args: columns: other values of facts, one per row.
     Returns: its video_id.
     """
-    store = ObjectStore(out)
+    store = out if isinstance(out, ObjectStore) else ObjectStore(out)
     ledger, one = Ledger(store), video_id(name)
     rows = [
         {
@@ -89,7 +89,9 @@ def add_video(
     return one
 
 
-def add_videos(out: Path, count: int, *, seed: int = 0, rows: int = 8, **more: Any) -> list[dict[str, Any]]:
+def add_videos(
+    out: Path | ObjectStore, count: int, *, seed: int = 0, rows: int = 8, **more: Any
+) -> list[dict[str, Any]]:
     """Many videos whose scores tell most of the truth: rows of truth, video_id, frame_index, object_id, iou.
 
     A mask of predicted IoU s is bad with probability (1 - s)^2; all masks of a video are worse or better together.

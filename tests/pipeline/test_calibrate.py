@@ -329,3 +329,16 @@ def test_thresholds_to_try_start_at_the_coverage_and_end_with_all_candidates(
     assert coverage[-1] == pytest.approx((always + len(scores)) / group.rows)
     assert coverage[0] >= min(start, (always + len(scores) / 2) / group.rows) - 1e-9
     assert grid.threshold_k[-1] == max(scores) / STEPS
+
+
+@pytest.mark.slow
+def test_an_output_in_a_bucket_is_calibrated_like_a_folder(tmp_path: Path, moto_s3: Any) -> None:
+    store = ObjectStore(moto_s3.new_bucket() + "/out", moto_s3.settings())
+    truth = write_truth(add_videos(store, 12), tmp_path / "t.parquet")
+    add_videos(tmp_path / "out", 12)
+    loose = replace(TEN_PERCENT, promise=ErrorRate(bad_iou=0.5, at_most=0.4))
+    settings = SETTINGS.model_copy(update={"storage": moto_s3.settings()})
+    there = calibrate(store.url, open_truth(truth), loose, settings)
+    here = run(tmp_path / "out", truth, loose)
+    assert there.certificate.groups == here.certificate.groups
+    assert list_certificates(store) == [there.certificate]
