@@ -9,6 +9,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const risky = (x) => percent(x, x !== null && x < 0.01 ? 2 : 1);
 const percent = (x, digits = 1) => (x === null ? "–" : (100 * x).toFixed(digits) + "%");
 const count = (x) => x.toLocaleString("en-US");
+const counted = (x, what) => `${count(x)} ${what}${x === 1 ? "" : "s"}`;
 const share = (x) => (x === null ? "–" : x.toFixed(2));
 const brief = (x) => (x === null ? "–" : x >= 100 ? count(Math.round(x)) : x >= 10 ? x.toFixed(1) : x.toFixed(2));
 const threshold = (x) => (x.toFixed(3) == x ? x.toFixed(3) : String(x));
@@ -74,16 +75,18 @@ function drawRisk(k) {
     mark(c, D.thresholds, D.coverage, k);
     return jump(c, D.thresholds);
   }
-  const R = D.risk, known = R.error.map((e, i) => i).filter((i) => R.error[i] !== null && R.low[i] !== null && D.coverage[i] > 0);
-  const settled = known.filter((i) => R.videos[i] >= 20), shown = settled.length ? settled : known;
-  const top = Math.min(1, 1.05 * Math.max(0.02, ...shown.map((i) => R.high[i])));
+  const R = D.risk, known = R.error.map((_, i) => i).filter((i) => R.error[i] !== null && D.coverage[i] > 0);
+  const between = known.filter((i) => R.low[i] !== null), settled = between.filter((i) => R.videos[i] >= 20);
+  const shown = settled.length ? settled : known; // few videos have intervals that would dwarf the rest
+  const top = Math.min(1, 1.05 * Math.max(0.02, ...shown.map((i) => R.high[i] ?? R.error[i])));
   const c = frame("risk", 1, top, "coverage", "error rate", whole, whole);
   const clip = (value) => Math.min(value, top);
-  if (known.length) {
-    const up = known.map((i) => [c.x(D.coverage[i]), c.y(clip(R.high[i]))]);
-    const down = known.map((i) => [c.x(D.coverage[i]), c.y(clip(R.low[i]))]).reverse();
+  if (between.length) {
+    const up = between.map((i) => [c.x(D.coverage[i]), c.y(clip(R.high[i]))]);
+    const down = between.map((i) => [c.x(D.coverage[i]), c.y(clip(R.low[i]))]).reverse();
     c.draw("path", { class: "band", d: path([...up, ...down]) + "Z" });
   }
+  if (!known.length) c.draw("text", { x: (c.left + c.right) / 2, y: (c.top + c.bottom) / 2, "text-anchor": "middle" }, "no accepted mask has truth");
   const error = R.error.map((e) => (e === null ? null : clip(e)));
   line(c, D.coverage, error);
   mark(c, D.coverage, error, k);
@@ -139,14 +142,14 @@ function tiles(k) {
   byId("coverage-more").textContent = `${count(D.accepted[k])} of ${count(D.predicted)} masks accepted`;
   byId("review").textContent = brief(D.perVideo[k]);
   byId("review-more").textContent =
-    `stretches per video; ${brief(D.perTime[k])} ${D.perTimeSaid}, ${count(D.flagged[k])} masks in all`;
+    `stretches per video; ${brief(D.perTime[k])} ${D.perTimeSaid}, ${counted(D.flagged[k], "mask")} in all`;
   if (!D.risk) return;
   const R = D.risk, none = R.error[k] === null;
   byId("error").textContent = risky(R.error[k]);
   byId("error-more").textContent = none ? "no accepted mask has truth" : interval(R.low[k], R.high[k], risky);
   byId("iou").textContent = R.iou[k] === null ? "–" : R.iou[k].toFixed(3);
   byId("iou-more").textContent =
-    none ? "no accepted mask has truth" : `${interval(R.iouLow[k], R.iouHigh[k], (x) => x.toFixed(3))}; ${count(R.rows[k])} masks of ${count(R.videos[k])} videos`;
+    none ? "no accepted mask has truth" : `${interval(R.iouLow[k], R.iouHigh[k], (x) => x.toFixed(3))}; ${counted(R.rows[k], "mask")} of ${counted(R.videos[k], "video")}`;
 }
 
 const SIDE = 4;

@@ -123,11 +123,14 @@ def _group(sweep: Sweep, group: Group) -> dict[str, Any]:
 
 def _head(sweep: Sweep, title: str) -> str:
     truth = sweep.overall_sums.truth
-    known = "no truth was given" if truth is None else f"{truth.rows:,} masks of {truth.videos:,} videos have truth"
+    known = "no truth was given"
+    if truth is not None:
+        known = f"truth of {_counted(truth.rows, 'mask')} of {_counted(truth.videos, 'video')}"
     over = f" over {sweep.days:,} days" if sweep.days else ""
     return (
         f'<header><h1>What each threshold accepts</h1></header><p class="faint">{escape(title)}: '
-        f"{sweep.overall.predicted:,} predicted masks in {sweep.frames:,} frames of {sweep.videos:,} videos{over}; "
+        f"{_counted(sweep.overall.predicted, 'predicted mask')} in {_counted(sweep.frames, 'frame')} of "
+        f"{_counted(sweep.videos, 'video')}{over}; "
         f"{known}; rules of the policy <b>{escape(sweep.policy.name)}</b></p>"
     )
 
@@ -276,11 +279,11 @@ def _notes(sweep: Sweep, evidence: Evidence) -> str:
             "certificate; masksieve calibrate makes one."
         )
     if counts["always"]:
-        notes.append(f"{counts['always']:,} masks are accepted whatever the threshold (absent: accept).")
+        notes.append(f"Accepted whatever the threshold (absent: accept): {_counted(counts['always'], 'mask')}.")
     if counts["held"]:
-        notes.append(f"{counts['held']:,} masks are held whatever the threshold: neither accepted nor shown.")
+        notes.append(f"Held whatever the threshold, neither accepted nor shown: {_counted(counts['held'], 'mask')}.")
     if counts["unscored"]:
-        notes.append(f"{counts['unscored']:,} masks have no score and are never accepted.")
+        notes.append(f"Without a score, and so never accepted: {_counted(counts['unscored'], 'mask')}.")
     if policy.groups:
         now = current(sweep)
         notes.append(
@@ -298,9 +301,13 @@ def _notes(sweep: Sweep, evidence: Evidence) -> str:
             f"The labels were decided by {len(sweep.policies)} policies; all are swept by the rules of this one."
         )
     if sweep.left_out:
-        notes.append(f"{len(sweep.left_out):,} files could not be read and are left out.")
+        notes.append(f"Left out, since they could not be read: {_counted(len(sweep.left_out), 'file')}.")
     inner = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f"<section><h2>How to read this</h2><ul class='small faint'>{inner}</ul></section>"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _short(value: Any) -> Any:

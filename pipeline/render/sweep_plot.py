@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from pipeline.render.palette import HOLD, object_colour, unit
@@ -67,8 +68,10 @@ def _risk(axis: Axes, column: dict[str, Any], now: dict[str, Any], sweep: Sweep)
     axis.fill_between(coverage, low, high, color=_ACCENT, alpha=0.18, linewidth=0)
     axis.plot(coverage, error, color=_ACCENT, linewidth=1.8)
     settled = column["truth_videos"][order] >= _SETTLED_VIDEOS
-    tops = high[settled] if np.isfinite(high[settled]).any() else high
+    tops = high[settled] if settled.any() else np.where(np.isfinite(high), high, error)
     top = float(np.nanmax(tops)) if np.isfinite(tops).any() else 1.0
+    if not np.isfinite(error).any():
+        axis.text(0.5, 0.5, "no accepted mask has truth", transform=axis.transAxes, ha="center", color=_FAINT)
     if now["error_rate"] is not None:
         _point(axis, now["coverage"], now["error_rate"], left=True)
     axis.set(xlabel="coverage (share of masks accepted)", xlim=(0, 1), ylim=(0, min(1.0, max(0.02, 1.05 * top))))
@@ -82,15 +85,17 @@ def _histogram(axis: Axes, sweep: Sweep) -> None:
     bars = histogram(sweep)
     left, at = np.arange(BARS) / BARS, sweep.policy.max_uncertainty
     passing, stopped = np.array(bars["passing"]), np.array(bars["stopped"])
-    taken = left + 0.5 / BARS <= at
-    grey = unit(HOLD)
-    for where, colour, alpha, label in ((taken, _ACCENT, 1.0, "accepted"), (~taken, grey, 0.75, "above the threshold")):
-        axis.bar(left[where], passing[where], 0.92 / BARS, align="edge", color=colour, alpha=alpha, label=label)
-    axis.bar(left, stopped, 0.92 / BARS, passing, align="edge", color=grey, alpha=0.3, label="stopped by another rule")
+    grey, taken = unit(HOLD), left + 0.5 / BARS <= at
+    wide = 0.92 / BARS
+    for where, colour, alpha in ((taken, _ACCENT, 1.0), (~taken, grey, 0.75)):
+        axis.bar(left[where], passing[where], wide, align="edge", color=colour, alpha=alpha)
+    axis.bar(left, stopped, wide, passing, align="edge", color=grey, alpha=0.3)
     axis.axvline(at, color=_INK, linewidth=1)
     axis.set(xlabel="uncertainty", xlim=(0, 1))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1000:g}k" if n >= 10_000 else f"{n:,.0f}"))
-    axis.legend(frameon=False, fontsize=8.5, labelcolor=_FAINT)
+    key = ((_ACCENT, 1.0, "accepted"), (grey, 0.75, "above the threshold"), (grey, 0.3, "stopped by another rule"))
+    handles = [Patch(facecolor=colour, alpha=alpha, label=label) for colour, alpha, label in key]
+    axis.legend(handles=handles, frameon=False, fontsize=8.5, labelcolor=_FAINT)
     _title(axis, "Masks by uncertainty", f"masks per step of {1 / BARS:g}")
 
 
