@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.certificate import difference, process_of
-from pipeline.certificate_parts import Match, Process
+from pipeline.certificate_parts import Match, Process, truth_mark
 from pipeline.columns import Floats, Mask, codes, equals
 from pipeline.errors import MasksieveError
 from pipeline.policy import Policy
@@ -67,13 +67,15 @@ class JudgedRows:
 
     def mapping(self, share: float) -> Mask:
         """The rows of videos that fit the map from scores to IoU and certify nothing, drawn by a hash of their ids."""
-        drawn = [int(_hash("map", one)[:8], 16) < share * 2**32 for one in self.video_ids]
+        drawn = [
+            int(hashlib.sha256(f"map:{one}".encode()).hexdigest()[:8], 16) < share * 2**32 for one in self.video_ids
+        ]
         mask: Mask = np.array(drawn, bool)[self.video_n]
         return mask
 
     def marks(self) -> tuple[str, ...]:
-        """A short hash of each video's id, sorted."""
-        return tuple(sorted(_hash("certificate", one)[:12] for one in self.video_ids))
+        """`truth_mark` of each video, sorted."""
+        return tuple(sorted(truth_mark(one) for one in self.video_ids))
 
 
 def collect(
@@ -178,7 +180,3 @@ def _refuse_nan(seen: Examined, video: VideoTruth, name: str) -> None:
     if broken:
         got = f"NaN or nothing in {broken} of {int(scored_n.sum())} rows of {name}"
         raise CalibrationError("scores that are numbers", got, "label or rescore the video again")
-
-
-def _hash(purpose: str, video_id: str) -> str:
-    return hashlib.sha256(f"{purpose}:{video_id}".encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -121,6 +122,11 @@ class Process(Part):
     decoders: tuple[str, ...] = ()
 
 
+def truth_mark(video_id: str) -> str:
+    """What `Truth.marks` has of a labelled video: too little to tell which it was, enough to know it again."""
+    return hashlib.sha256(f"certificate:{video_id}".encode()).hexdigest()[:12]
+
+
 class Truth(Part):
     """What the masks were held against.
 
@@ -129,7 +135,7 @@ class Truth(Part):
         sha256: of all that it says about the rows that were used.
         videos, rows: how many it speaks of, mapping and certifying ones together.
         attempts: earlier certificates of this output that saw this truth or some of its videos.
-        marks: a short hash of each video id, so that a later attempt on the same videos is seen.
+        marks: `truth_mark` of each video, so that a later attempt on the same videos is seen.
     """
 
     kind: str

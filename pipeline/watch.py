@@ -6,7 +6,6 @@ number. Videos enter in the order in which they were committed, each once; what 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ from typing import Any
 
 from pipeline.audits import Verdicts
 from pipeline.certificate import Certificate, list_certificates, read_certificate, void_certificate, void_reason
-from pipeline.certificate_parts import ErrorRate
+from pipeline.certificate_parts import ErrorRate, truth_mark
 from pipeline.ledger import Ledger
 from pipeline.mix import reference_of
 from pipeline.storage.objects import ObjectStore
@@ -168,7 +167,7 @@ class _Step:
         def wanted(video_id: str) -> bool:
             mark = video_mark(video_id)
             more = mark not in record.seen or (record.seen[mark] > 0 and mark not in entered)
-            return more and hashlib.sha256(f"certificate:{video_id}".encode()).hexdigest()[:12] not in calibrating
+            return more and truth_mark(video_id) not in calibrating
 
         ids = [video_id for video_id in ledger.newest_generations() if wanted(video_id)]
         commits = sorted(ledger.read_all(ids), key=lambda commit: (commit.finished_at, commit.video_id))
