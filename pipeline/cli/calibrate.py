@@ -197,10 +197,10 @@ def _tell(found: Calibrated, manifest: str, path: Path, picture: Path) -> None:
         f"[{STYLES[one.status]}]{words}[/]: {one.promise}, {one.confidence:.0%} confidence, {counts}", soft_wrap=True
     )
     console.print(_table(found))
+    mapped = one.iou_map.videos if one.iou_map else 0
     console.print(
-        f"certified on {counted(len({*found.certifying.video_n.tolist()}), 'video')} (at most "
-        f"{one.max_rows_per_video:,} rows of each count); the map to IoU on "
-        f"{counted(one.iou_map.videos if one.iou_map else 0, 'other')}",
+        f"held against {counted(len({*found.certifying.video_n.tolist()}), 'video')}, at most "
+        f"{counted(one.max_rows_per_video, 'row')} of each; the map to IoU is of {counted(mapped, 'other')}",
         soft_wrap=True,
     )
     console.print(_load(found), soft_wrap=True)

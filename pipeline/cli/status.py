@@ -96,12 +96,12 @@ def _certificates(found: OutputStatus) -> list[RenderableType]:
     styles = {"valid": "green", "expired": "yellow", "void": "bold red", "not_certified": "dim"}
     lines = []
     for one in found.certificates[::-1][:NAMED]:
-        limits = "no threshold"
+        limits = ""
         if one.thresholds is not None:
             highest, lowest = one.thresholds
-            limits = f"threshold {highest:g}" if highest == lowest else f"thresholds {lowest:g} to {highest:g}"
-        words = f"[{styles[one.state]}]{escape(one.text)}[/] [dim]{one.promise}, {one.confidence:.0%} confidence[/]"
-        lines.append(f"certificate {one.id}: {limits}, {words}")
+            limits = f"; threshold {highest:g}" if highest == lowest else f"; thresholds {lowest:g} to {highest:g}"
+        promise = f"[dim]({one.promise}, {one.confidence:.0%} confidence)[/]"
+        lines.append(f"certificate {one.id}: [{styles[one.state]}]{escape(one.text)}[/]{limits} {promise}")
     lines += _more(len(found.certificates) - NAMED)
     return [Text.from_markup(line) for line in lines]
 

@@ -107,8 +107,8 @@ def test_status_lists_certificates_with_their_state(out: Path, capsys: pytest.Ca
         return capsys.readouterr().out
 
     told = status()
-    assert f"certificate {one.id}: threshold 0.3, valid until {LATER:%Y-%m-%d} at most 5% of accepted masks" in told
-    assert f"certificate {old.id}: threshold 0.3, expired on " in told
+    assert f"certificate {one.id}: valid until {LATER:%Y-%m-%d}; threshold 0.3 (at most 5% of accepted masks" in told
+    assert f"certificate {old.id}: expired on " in told
     assert told.index(one.id) < told.index(old.id)
     void_certificate(ObjectStore(out), one.id, "the sources changed")
     found = json.loads(status("--json"))["certificates"]
