@@ -7,7 +7,7 @@ number. Videos enter in the order in which they were committed, each once; what 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.mix import reference_of
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import Bets, Entered, Look, Record, WatchError, read_record, video_mark, write_record
 from pipeline.watch_video import WatchedVideo, read_video
-from usam.drift import RECENT, look, most_audited
+from usam.drift import compare, look_level, most_audited
 
 ATTEMPTS = 5
 Progress = Callable[[str, int, int], None]
@@ -224,13 +224,12 @@ class _Step:
         self._batch.append(video)
         if len(self._batch) < self.record.batch_videos:
             return
-        looks, features = self.record.looks, [one.features for one in self._batch]
-        number, earlier = len(looks) + 1, [one.as_features() for one in looks[-RECENT + 1 :]]
-        found = look(self._reference, [*earlier, features], number, self.record.alpha, seed=number)
-        kept = [one.model_copy(update={"features": ()}) for one in looks[: -RECENT + 2]] + list(looks[-RECENT + 2 :])
-        newest = Look.of(features, video.at, found)
+        number = len(self.record.looks) + 1
+        features = [one.features for one in self._batch]
+        found = compare(self._reference, features, level=look_level(number, self.record.alpha), seed=number)
+        newest = Look(videos=len(features), last_at=video.at, **asdict(found))
         seen = self.record.seen | {one.mark: len(one.audited) for one in self._batch}
-        self._update(looks=(*kept, newest), seen=seen)
+        self._update(looks=(*self.record.looks, newest), seen=seen)
         self._batch = []
 
     def _enter(self, video: WatchedVideo) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from pipeline.certificate import Certificate
 from pipeline.errors import MasksieveError
 from pipeline.storage.objects import ObjectStore
-from usam.drift import Compared, RiskWatch
+from usam.drift import RiskWatch
 
 VERSION = 1
 
@@ -48,7 +44,6 @@ class Look(_Part):
     """A batch of videos that was held against the reference.
 
     Args:
-        features: of its videos, kept for the next looks, which look at several batches together; then empty.
         distance, p, level, further, by: see `usam.drift.Compared`.
     """
 
@@ -59,17 +54,6 @@ class Look(_Part):
     level: float
     further: str
     by: float
-    features: tuple[tuple[float | None, ...], ...] = ()
-
-    @classmethod
-    def of(cls, features: Sequence[Sequence[float]], last_at: datetime, found: Compared) -> Look:
-        """A look at a batch, and what was found."""
-        rows = tuple(tuple(None if math.isnan(value) else value for value in row) for row in features)
-        return cls(videos=len(rows), last_at=last_at, features=rows, **asdict(found))
-
-    def as_features(self) -> list[list[float]]:
-        """Of its videos, NaN where there is no such number."""
-        return [[math.nan if value is None else value for value in row] for row in self.features]
 
     @property
     def changed(self) -> bool:

@@ -7,8 +7,7 @@ long the watch goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,8 +22,6 @@ _LOGARITHMIC = np.array([False, False, False, True, True, True])
 _LEAST_SPREAD = np.array([0.01, 0.01, 0.01, 0.05, 0.05, 0.05])  # where all videos are alike, this much is a step
 _EXCEEDED = 10  # permutations at least as far apart end the drawing: the p-value is large enough to be known
 _CHUNK = 64
-RECENT = 4
-"""So many batches are looked at together, beside the newest alone: a small change shows only in many videos."""
 
 
 class RiskWatch:
@@ -101,26 +98,6 @@ def look_level(look: int, alpha: float) -> float:
     """
     n = look + 1
     return alpha * 0.4739 / (n * math.log(n) ** 2)  # the sum of 1 / (n log(n)^2) from 2 on is 2.1098
-
-
-def look(
-    reference_nf: ArrayLike, batches: Sequence[ArrayLike], number: int, alpha: float, *, seed: int = 0
-) -> Compared:
-    """One look at the mix: the newest batch by itself, and the latest `RECENT` batches together.
-
-    Args:
-        reference_nf: (videos, features). batches: (videos, features) each, the newest last.
-        number: of the look, from 1. alpha: of all looks together.
-        seed: of the permutations.
-    Returns: whichever says more against "alike", its p-value doubled for the choice.
-    """
-    windows = [np.asarray(batches[-1], np.float64)]
-    if len(batches) > 1:
-        windows.append(np.concatenate([np.asarray(one, np.float64) for one in batches[-RECENT:]]))
-    level, count = look_level(number, alpha), len(windows)
-    found = [compare(reference_nf, window, level=level / count, seed=seed) for window in windows]
-    strongest = min(found, key=lambda one: one.p)
-    return replace(strongest, p=min(1.0, strongest.p * count), level=level)
 
 
 def compare(reference_nf: ArrayLike, batch_mf: ArrayLike, *, level: float, seed: int = 0) -> Compared:

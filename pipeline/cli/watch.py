@@ -72,7 +72,7 @@ def watch(
 def as_json(watched: Watched) -> dict[str, Any]:
     """Where a watch stands, for programs."""
     lost, rows = watched.record.judged
-    looks = [look.model_dump(mode="json", exclude={"features"}) for look in watched.record.looks]
+    looks = [look.model_dump(mode="json") for look in watched.record.looks]
     return {
         "certificate": watched.certificate.id,
         "void": watched.void,
