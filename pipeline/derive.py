@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ from pipeline.survey import numbers, survey
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 10
+_LARGE = BoundedSemaphore(2)
+"""Videos with more rows than a row group are derived two at a time in a process, each in about 200 MB."""
 
 
 class ReviewImages(NamedTuple):
@@ -159,6 +162,9 @@ def prepared(
     Raises: as `derive`.
     """
     with ExitStack() as stack:
+        if commit.rows > ROW_GROUP_ROWS:
+            stack.enter_context(_LARGE)
+            stack.callback(pa.default_memory_pool().release_unused)  # or each thread keeps what it once needed
         facts = pq.ParquetFile(stack.enter_context(local_facts(store, commit, scratch_dir)))
         facts_metadata = read_metadata(facts.schema_arrow)
         behind = backing(store, policy, facts_metadata)
