@@ -132,7 +132,7 @@ class Opened:
 
     def __init__(self, raw: BinaryIO | pa.BufferReader, file: LabelFile) -> None:
         self._raw, self._file = raw, file
-        self._parquet = pq.ParquetFile(raw)
+        self._parquet = pq.ParquetFile(raw, read_dictionary=LOW_CARDINALITY)
         self.metadata: dict[str, Any] = read_metadata(self._parquet.schema_arrow)
 
     @property
@@ -145,13 +145,14 @@ class Opened:
         """The rows with the columns that the policy reads, texts as dictionaries."""
         version = str(self.metadata.get("schema_version", SCHEMA_VERSION))
         there = set(self._parquet.schema_arrow.names)
+        off = () if policy.min_area_px else ("min_area_px",)
         names = [*_ALWAYS, *(() if self._file.video_id else ("video_id",)), *self._scores(there)]
-        names += [name for rule, columns in _RULE_COLUMNS.items() if getattr(policy, rule) for name in columns]
+        ruling = [rule for rule in _RULE_COLUMNS if getattr(policy, rule) is not None and rule not in off]
+        names += [name for rule in ruling for name in _RULE_COLUMNS[rule]]
         names = [name for name in dict.fromkeys(names) if name in there]
         parquet = self._parquet
-        if version == SCHEMA_VERSION:  # `upgraded` knows plain texts
-            texts = [name for name in names if name in LOW_CARDINALITY]
-            parquet = pq.ParquetFile(self._raw, metadata=parquet.metadata, read_dictionary=texts)
+        if version != SCHEMA_VERSION:  # `upgraded` knows plain texts
+            parquet = pq.ParquetFile(self._raw, metadata=parquet.metadata)
         for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
             yield upgraded(batch, version)
 

@@ -27,7 +27,9 @@ from .sweeping import FRAMES, facts, video_id, write_labels, write_truth
 POLICIES = {
     "default": Policy(),
     "holds": Policy(hold_above_uncertainty=0.4, labels={"car": "hold"}, max_area_share=0.09, min_object_score=-1),
-    "absent accepted": Policy(absent="accept", across_cut="accept", max_model_gap=0.05, min_temporal_iou=None),
+    "absent accepted": Policy(
+        absent="accept", across_cut="accept", max_model_gap=0.0, min_object_score=0.0, min_temporal_iou=None
+    ),
     "absent scored": Policy(absent="score", min_area_px=60, auto_margin=0.3),
     "groups": Policy(
         groups=(
@@ -211,6 +213,16 @@ def test_the_policy_is_that_of_the_labels(tmp_path: Path) -> None:
     found = sweep(labels, policy)
     assert found.thresholds_k[found.now] == 0.1234
     assert found.now in found.told
+
+
+def test_labels_of_an_older_schema_are_swept_too(tmp_path: Path) -> None:
+    table = facts(0, auto=False, across_cut=False, score_source="iou_tracked")
+    file = write_labels(tmp_path, table)
+    newest = swept(tmp_path)
+    rows = pq.read_table(file, partitioning=None).drop_columns(["iou_stacked", "auto", "across_cut"])
+    said = {**rows.schema.metadata, b"masksieve.schema_version": b'"1"'}
+    pq.write_table(rows.replace_schema_metadata(said), file)
+    assert swept(tmp_path).overall.accepted_k.tolist() == newest.overall.accepted_k.tolist()
 
 
 def test_a_file_that_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
