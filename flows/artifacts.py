@@ -97,6 +97,8 @@ def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> st
 
     from pipeline.certificate import Evidence
     from pipeline.ledger import Ledger
+    from pipeline.records import read_metadata
+    from pipeline.render.labelled import highest, video_thresholds
     from pipeline.render.masklet import masklets
     from pipeline.render.timeline import draw_timeline
     from pipeline.scratch import scratch_folder
@@ -107,9 +109,11 @@ def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> st
         "frame_index", "pts_seconds", "object_id", "label", "visibility", "prompted", "uncertainty", "decision",
         "shot_index",
     )  # fmt: skip
-    with store.open(derived_key("labels", commit.first_seen, report.video_id)) as file:
+    labels_key = derived_key("labels", commit.first_seen, report.video_id)
+    with store.open(labels_key) as file:
         labels = pq.ParquetFile(file)
         rows = labels.read(columns=[name for name in names if name in labels.schema_arrow.names])
+        by_label = video_thresholds(read_metadata(labels.schema_arrow), labels_key, rows["label"])
     name = masked(report.video).rpartition("/")[2]
     key = f"review_images/{report.video_id}/{report.generation:06d}/timeline.png"  # ends with its generation
     with scratch_folder(settings) as folder:
@@ -117,7 +121,8 @@ def _timeline(store: ObjectStore, report: VideoReport, settings: Settings) -> st
             masklets(rows),
             Path(folder) / "timeline.png",
             title=name,
-            threshold=settings.policy.max_uncertainty,
+            threshold=highest(by_label),
+            by_label=by_label,
             support=Evidence(report.certified, report.evidence),
         )
         store.put_atomic(key, picture)

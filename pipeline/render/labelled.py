@@ -87,12 +87,12 @@ def read_labelled(labels: str, video_id: str, storage: StorageSettings) -> Label
     rows = pa.concat_tables(tables).sort_by([("frame_index", "ascending"), ("object_id", "ascending")])
     metadata = read_metadata(tables[0].schema)
     policy = _policy(metadata)
-    by_label = _thresholds(policy, metadata, keys[0], rows)
+    by_label = video_thresholds(metadata, keys[0], rows["label"])
     return Labelled(
         video_id=video_id,
         rows=rows.replace_schema_metadata(None),
         stretches=_stretches(store, video_id),
-        threshold=max((limit for limit in by_label.values() if limit is not None), default=None),
+        threshold=highest(by_label),
         support=find_evidence(store, policy, metadata),
         by_label=by_label,
         auto_margin=float(policy.get("auto_margin") or 0.0) if _has_automatic(tables) else 0.0,
@@ -131,24 +131,33 @@ def _read(store: ObjectStore, layer: str, video_id: str, columns: Sequence[str])
     return keys, tables
 
 
-def _thresholds(
-    policy: Mapping[str, Any], metadata: Mapping[str, Any], key: str, rows: pa.Table
+def video_thresholds(
+    metadata: Mapping[str, Any], key: str, labels: pa.Array | pa.ChunkedArray
 ) -> dict[str | None, float | None]:
-    """The threshold of each label in the video; none where the file carries no policy that this release reads."""
+    """The threshold that each label of a video has to meet, by the policy's groups; None: none of it is accepted.
+
+    Args:    metadata: of its file in labels/. key: where that lies. labels: the column.
+    Returns: nothing where the file carries no policy.
+    """
+    policy = _policy(metadata)
     try:
         groups = thresholds(Policy.model_validate(policy)) if policy else []
-    except ValidationError:
+    except ValidationError:  # of another release
         return {None: policy.get("max_uncertainty")}
     source = unquote(PurePosixPath(key).parent.name.removeprefix("drop="))
     model = (metadata.get("model") or {}).get("name")
-    labels = pc.unique(rows["label"]).to_pylist() or [None]
     return {
         label: next((limit for match, limit in groups if match.takes(source=source, label=label, model=model)), None)
-        for label in labels
+        for label in pc.unique(labels).to_pylist() or [None]
     }
 
 
-def _policy(metadata: dict[str, Any]) -> dict[str, Any]:
+def highest(by_label: Mapping[str | None, float | None]) -> float | None:
+    """The most lenient threshold of a video; None if nothing is accepted."""
+    return max((limit for limit in by_label.values() if limit is not None), default=None)
+
+
+def _policy(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The policy that a derived file carries in its metadata, empty where it carries none."""
     policy = metadata.get("policy")
     return policy if isinstance(policy, dict) else {}
