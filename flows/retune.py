@@ -44,7 +44,8 @@ def retune(
         overrides: settings over it; no secrets.
         threads: videos at a time.
     Returns: how many were written, unchanged, fenced (a newer generation came meanwhile) and failed, the policy_id
-        (None for an undo), and the rows by decision; a Failed state if one failed.
+        (None for an undo), the rows by decision, and the videos by what stands behind their thresholds; a Failed state
+        if one failed.
     """
     refuse_secrets(overrides)
     settings = load_settings(config, overrides)
@@ -53,6 +54,7 @@ def retune(
     begun = begin_undo(store) if undo else begin_retune(store, settings.policy, selection)
     statuses: Counter[str] = Counter()
     rows: Counter[str] = Counter()
+    evidence: Counter[str] = Counter()
     errors: dict[str, str] = {}
     bar = artifacts.Bar(len(begun.policy_ids), "videos")
     for number, (video_id, derived) in enumerate(carry_out(store, begun, settings, threads=threads), 1):
@@ -61,14 +63,16 @@ def retune(
             errors[video_id] = masked(str(derived))
         else:
             statuses[derived.status] += 1
+            evidence[derived.evidence.text] += 1
             rows.update({name: derived.counts[name] for name in ("accept", "review", "hold")})
         bar.tell(number)
     bar.tell(len(begun.policy_ids))
     counts = {name: statuses[name] for name in ("written", "unchanged", "fenced", "failed")}
     policy_id = None if undo else settings.policy.policy_id
-    summary = {**counts, "rows": dict(rows), "policy_id": policy_id}
+    summary = {**counts, "rows": dict(rows), "evidence": dict(evidence), "policy_id": policy_id}
     lines = [{"videos": name, "count": count} for name, count in counts.items()]
     lines += [{"videos": f"rows: {name}", "count": count} for name, count in sorted(rows.items())]
+    lines += [{"videos": text, "count": count} for text, count in sorted(evidence.items())]
     lines += [{"videos": f"failed: {video_id}", "count": error} for video_id, error in list(errors.items())[:100]]
     by = "what was before" if policy_id is None else f"policy {settings.policy.name} ({policy_id[:12]})"
     artifacts.table(lines, "retune", f"`{out}` by {by}")

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.backing import backing
+from pipeline.certificate import UNCERTIFIED, Evidence, find_evidence
 from pipeline.errors import ForgottenError, StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
@@ -54,7 +55,7 @@ class Derived:
         status: written; unchanged (this generation and policy were there); fenced (a newer generation is committed).
         counts: by `pipeline.survey.COUNTS`: rows by decision and by visibility, given and audited, stretches, objects.
         pictured: whether somebody who had the video made the pictures of the review list.
-        certified: whether evidence stood behind the thresholds when the labels were derived.
+        evidence: whether the thresholds are certified now.
     """
 
     status: Literal["written", "unchanged", "fenced"]
@@ -64,7 +65,7 @@ class Derived:
     labels_uri: str
     review_uri: str
     pictured: bool
-    certified: bool = False
+    evidence: Evidence = UNCERTIFIED
 
 
 Images = Callable[[Sequence[Stretch]], Mapping[str, ReviewImages]]
@@ -275,7 +276,7 @@ def _derived(
     )
     return Derived(
         status, commit.generation, str(metadata["policy_id"]), metadata["counts"], labels, review,
-        bool(metadata["pictured"]), bool(metadata.get("certified")),
+        bool(metadata["pictured"]), find_evidence(store, metadata["policy"], metadata),
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from pipeline.cli.console import (
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.output import Out, existing_output
 from pipeline.cli.progress import Counter
-from pipeline.cli.summary import counted, percent
+from pipeline.cli.summary import counted, evidence, percent
 from pipeline.errors import MasksieveError, SettingsError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class _Done:
 
     statuses: Sums[str] = field(default_factory=Sums)
     rows: Sums[str] = field(default_factory=Sums)
-    certified: int = 0
+    evidence: Sums[str] = field(default_factory=Sums)
     errors: dict[str, str] = field(default_factory=dict)
 
     def add(self, video_id: str, found: Derived | MasksieveError) -> None:
@@ -113,7 +113,7 @@ class _Done:
             self.errors[video_id] = one_line(found)
             return
         self.statuses[found.status] += 1
-        self.certified += found.certified
+        self.evidence[found.evidence.text] += 1
         self.rows.update({name: found.counts[name] for name in ("accept", "review", "hold")})
 
 
@@ -134,7 +134,7 @@ def _carry_out(store: ObjectStore, begun: Retune, settings: Settings, *, json_: 
     if json_:
         said = {
             "out": store.url, "videos": total, **{name: done.statuses[name] for name in STATUSES},
-            "rows": dict(done.rows), "certified_videos": done.certified, "policy_ids": sorted(begun.policies),
+            "rows": dict(done.rows), "evidence": dict(done.evidence), "policy_ids": sorted(begun.policies),
             "retune": None if begun.entry is None else begun.entry.number, "errors": done.errors,
             "interrupted": interrupted,
         }  # fmt: skip
@@ -160,12 +160,9 @@ def _tell(done: _Done, begun: Retune) -> None:
         console.print(f"{rows:,} masks: {', '.join(shares)}")
     for video_id, error in list(done.errors.items())[:SHOWN]:
         console.print(f"[bold red]failed[/] {video_id[:12]}: {escape(error)}", soft_wrap=True)
-    good = sum(done.statuses.values()) - len(done.errors)
-    if done.certified:
-        console.print(f"thresholds are certified for {done.certified:,} of {counted(good, 'video')}")
-    if good > done.certified:
-        whose = f" of {counted(good - done.certified, 'video')}" if done.certified else ""
-        console.print(f"[yellow]uncertified[/]: the thresholds{whose} rest on no evidence that holds", soft_wrap=True)
+    for text, videos in sorted(done.evidence.items()):
+        whose = "" if len(done.evidence) == 1 else f" ({counted(videos, 'video')})"
+        console.print(f"{evidence(text)}{whose}", soft_wrap=True)
     if begun.entry is not None:
         console.print(f"retune {begun.entry.number}; --undo goes back", soft_wrap=True)
 

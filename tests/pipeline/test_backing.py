@@ -56,7 +56,7 @@ def labelled(ledger: Ledger, one: Certificate, made_by: dict[str, Any] = MADE_BY
 
 def test_accepted_rows_weigh_what_they_are_worth_by_the_map(ledger: Ledger) -> None:
     one = certificate(ledger)
-    assert labelled(ledger, one).certified
+    assert labelled(ledger, one).evidence == (True, f"certified until {one.valid_until:%Y-%m-%d} by {one.id[:12]}")
     labels = read(ledger, "labels")
     metadata = read_metadata(labels.schema)
     assert (metadata["certified"], metadata["evidence"]) == (True, f"certified by {one.id}")
@@ -91,7 +91,7 @@ def test_equal_labels_are_equal_bytes(tmp_path: Path) -> None:
 def test_one_that_does_not_hold_is_named_with_the_reason(
     ledger: Ledger, made_by: dict[str, Any], policy: dict[str, Any], text: str
 ) -> None:
-    assert not labelled(ledger, certificate(ledger), made_by, **policy).certified
+    assert not labelled(ledger, certificate(ledger), made_by, **policy).evidence.certified
     labels = read(ledger, "labels")
     metadata = read_metadata(labels.schema)
     assert not metadata["certified"]
@@ -106,10 +106,10 @@ def test_one_that_does_not_hold_is_named_with_the_reason(
 def test_a_certificate_that_was_voided_or_is_over_backs_nothing(ledger: Ledger) -> None:
     one = certificate(ledger)
     void_certificate(ledger.store, one.id, "the audit broke the promise")
-    assert not labelled(ledger, one).certified
+    assert not labelled(ledger, one).evidence.certified
     assert read_metadata(read(ledger, "labels").schema)["evidence"].endswith("was voided: the audit broke the promise")
     past = certificate(ledger, valid_until=datetime.now(UTC) - timedelta(days=1))
-    assert not labelled(ledger, past).certified
+    assert not labelled(ledger, past).evidence.certified
 
 
 def test_a_certificate_that_the_output_lacks_is_an_error_and_leaves_the_labels(ledger: Ledger) -> None:
@@ -123,7 +123,7 @@ def test_a_certificate_that_the_output_lacks_is_an_error_and_leaves_the_labels(l
 
 def test_without_a_certificate_a_weight_is_the_raw_prediction(ledger: Ledger) -> None:
     commit(ledger, facts(SCORES), "k1", metadata=MADE_BY)
-    assert not derive(ledger.store, ledger, VIDEO, Policy()).certified
+    assert not derive(ledger.store, ledger, VIDEO, Policy()).evidence.certified
     labels = read(ledger, "labels")
     assert labels["calibrated_iou"].null_count == labels.num_rows
     assert "evidence" not in read_metadata(labels.schema)

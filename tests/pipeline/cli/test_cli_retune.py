@@ -38,11 +38,12 @@ def test_it_shows_what_would_change_does_it_and_goes_back(run: Run, lake: Path, 
 
     assert run("retune", lake, "--policy", policy) == 0
     page = capsys.readouterr().out
-    for words in ("3 videos: 3 written", "accept (", "uncertified", "retune 1; --undo goes back"):
+    for words in ("3 videos: 3 written", "accept (", "uncertified: the threshold rests", "retune 1; --undo goes back"):
         assert words in page
     assert run("retune", lake, "--policy", policy, "--drop", "night", "--json") == 0
     again = json.loads(capsys.readouterr().out)
-    assert (again["unchanged"], again["retune"], again["certified_videos"]) == (3, None, 0)
+    assert (again["unchanged"], again["retune"]) == (3, None)
+    assert again["evidence"] == {"uncertified: the threshold rests on no evidence yet": 3}
     assert run("retune", lake, "--undo", "--json") == 0
     assert json.loads(capsys.readouterr().out)["written"] == 3
 
