@@ -30,10 +30,11 @@ from pipeline.policy import Policy
 from pipeline.records import MASKS, read_metadata, upgraded
 from pipeline.score import score_head
 from pipeline.scratch import scratch_folder
+from pipeline.selection import Selection
 from pipeline.settings import Settings
 from pipeline.storage.manifest import FileRecord, derived_key, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
-from pipeline.suggest import did_you_mean, nearest
+from pipeline.suggest import nearest
 from pipeline.tokens import BATCH_ROWS, TokenFile
 
 log = logging.getLogger(__name__)
@@ -79,17 +80,11 @@ def chosen_videos(ledger: Ledger, drops: Collection[str] = (), videos: Collectio
         drops: those first seen in one of them; empty for all.
         videos: those named so: by path, address, the end of one (a file name), or the beginning of the video_id; empty
             for all.
-    Raises: VideoError for a drop or a video that the output does not know, naming the nearest.
+    Raises: SettingsError for a drop, VideoError for a video that the output does not know, naming the nearest.
     """
     if not drops and not videos:
         return sorted(ledger.newest_generations())
-    commits = list(ledger.read_all())
-    known = {commit.first_seen for commit in commits}
-    for drop in drops:
-        if drop not in known:
-            raise VideoError(f"a drop that {ledger.store.url} knows", drop, did_you_mean(drop, known))
-    if drops:
-        commits = [commit for commit in commits if commit.first_seen in drops]
+    commits = list(Selection(drops=tuple(drops)).commits(ledger))
     found = set() if videos else {commit.video_id for commit in commits}
     for word in videos:
         named = {commit.video_id for commit in commits if _is_called(commit, word)}

@@ -244,8 +244,10 @@ class _Step:
             self._waiting += 1
             return
         if self.record.rate is None:
-            rate = video.audited[0].rate
-            self._update(rate=rate, most_rows=most_audited(self.certificate.max_rows_per_video, rate))
+            rate, most = video.audited[0].rate, float(self.certificate.max_rows_per_video)
+            if self.certificate.estimand == "rows":
+                most = most_audited(most, rate)
+            self._update(rate=rate, most_rows=most)
         lost_g, rows_g = ([0.0] * len(self.certificate.groups) for _ in range(2))
         for row, group, loss in zip(video.audited, video.groups, losses, strict=True):
             weight = video.scale * (self.record.rate or row.rate) / row.rate

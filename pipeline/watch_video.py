@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -29,7 +30,8 @@ class WatchedVideo:
         mark: stands for it. at: when its facts were committed.
         features: by `usam.drift.FEATURES`.
         audited: accepted rows that were drawn. groups: the certificate's group of each.
-        scale: weight of a row; below 1 where the video has more rows than count.
+        scale: weight of a row: below 1 where the video has more rows than count; where videos count alike, what makes
+            the rows of each weigh as much as those of any other.
     """
 
     mark: str
@@ -43,8 +45,8 @@ class WatchedVideo:
 def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> WatchedVideo | None:
     """Read a video.
 
-    Returns: None if its labels are not there, or are not decided by this certificate, or it did not hold for them (by
-             `pipeline.certificate.evidence`: of another model, heads, settings, rules or thresholds).
+    Returns: None if its labels are not there or not decided by this certificate, or it did not hold for them: made by
+             another model, heads or settings, or decided by other rules or thresholds.
     Raises:  UnavailableError if the store does not answer.
     """
     try:
@@ -60,6 +62,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
         raise
     except StorageError:
         return None
+    most = certificate.max_rows_per_video
     predicted = ~equals(labels, "visibility", "untracked") & ~equals(labels, "prompted", "mask")
     return WatchedVideo(
         mark=video_mark(commit.video_id),
@@ -67,7 +70,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
         features=video_features(labels, metadata.get("fps")),
         audited=audited,
         groups=[_group(certificate, commit.first_seen, row.label, metadata["model"]["name"]) for row in audited],
-        scale=min(1.0, certificate.max_rows_per_video / max(1, int(predicted.sum()))),
+        scale=min(math.inf if certificate.estimand == "videos" else 1.0, most / max(1, int(predicted.sum()))),
     )
 
 

@@ -19,7 +19,7 @@ import pipeline.label
 from pipeline.checksum import file_sha256
 from pipeline.cli.entry import main
 from pipeline.derive import derive
-from pipeline.errors import VideoError
+from pipeline.errors import SettingsError
 from pipeline.gc import Sweep
 from pipeline.label import label_video
 from pipeline.ledger import Commit, CommitConflict, Ledger
@@ -263,7 +263,7 @@ def test_a_chosen_video_alone(lake: Path, other: Path) -> None:
     one = commits[1]
     for word in (one.video_id[:9], one.video_uri, Path(one.video_uri).name):
         assert chosen_videos(ledger, ["night"], [word]) == [one.video_id]
-    with pytest.raises(VideoError, match="a drop that"):
+    with pytest.raises(SettingsError, match="a drop that"):
         chosen_videos(ledger, ["noon"])
 
 

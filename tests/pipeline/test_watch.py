@@ -236,6 +236,24 @@ def test_groups_are_watched_each_and_together(out: Path) -> None:
         assert seen.groups == [group] * 4
 
 
+def test_every_video_counts_alike_where_the_certificate_says_so(out: Path) -> None:
+    store, found = ObjectStore(out), {}
+    for rows in (2, ROWS, 3 * ROWS):
+        add_video(out, f"of{rows}", [0.9] * rows)
+    for estimand in ("rows", "videos"):
+        certificate = issued(estimand=estimand)
+        write_certificate(store, certificate)
+        for rows in (2, ROWS, 3 * ROWS):
+            derive(store, Ledger(store), video_id(f"of{rows}"), policy_of(certificate, audit_rate=1.0))
+            commit = Ledger(store).newest(video_id(f"of{rows}"))
+            assert commit is not None
+            video = read_video(store, commit, certificate)
+            assert video is not None
+            found[estimand, rows] = video.scale * len(video.audited)
+    assert [found["videos", rows] for rows in (2, ROWS, 3 * ROWS)] == pytest.approx([ROWS] * 3)
+    assert [found["rows", rows] for rows in (2, ROWS, 3 * ROWS)] == pytest.approx([2, ROWS, ROWS])  # ROWS is the most
+
+
 def test_killed_before_it_was_voided_the_next_call_voids_it(
     out: Path, certificate: Certificate, tmp_path: Path, killed_after: Callable[[int], AbstractContextManager[None]]
 ) -> None:
