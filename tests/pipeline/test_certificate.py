@@ -22,7 +22,7 @@ from pipeline.certificate import (
     void_reason,
     write_certificate,
 )
-from pipeline.route import Policy
+from pipeline.policy import Policy
 from pipeline.storage.objects import ObjectStore
 
 from .judged_lake import FACTS, NOW, issued
