@@ -149,7 +149,7 @@ def _notes(certificate: Certificate, request: Request, pool: Pool, labelled: int
     if pool.others:
         notes.append(f"{pool.others:,} labelled videos were made otherwise; for them these thresholds are uncertified")
     for group in certificate.groups:
-        name = "" if group.match.anything and len(certificate.groups) == 1 else f"{group.match}: "
+        name = f"{'all others' if group.match.anything else group.match}: " if len(certificate.groups) > 1 else ""
         if group.threshold is None and group.videos:
             notes.append(f"{name}not certified; {_what_it_takes(group, request, labelled)}")
     if certificate.status != "not_certified" and request.policy.audit_rate == 0:

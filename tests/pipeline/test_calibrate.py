@@ -132,7 +132,7 @@ def test_groups_share_the_confidence_and_small_ones_are_pooled(lake: Path, truth
     assert rest.threshold is None  # some 12 videos cannot prove 10% at 95%
     assert rest.needs_videos == 29
     assert found.policy.groups[-1] == GroupThreshold(max_uncertainty=None)
-    assert any(note.startswith("all: not certified; about") for note in found.notes)
+    assert any(note.startswith("all others: not certified; about") for note in found.notes)
     assert find_evidence(ObjectStore(lake), found.policy, FACTS).certified
     assert certified[1].certificate.groups[0].level == pytest.approx(0.1)
 
