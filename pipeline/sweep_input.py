@@ -132,7 +132,7 @@ class Opened:
 
     def __init__(self, raw: BinaryIO | pa.BufferReader, file: LabelFile) -> None:
         self._raw, self._file = raw, file
-        self._parquet = pq.ParquetFile(raw, read_dictionary=LOW_CARDINALITY)
+        self._parquet = pq.ParquetFile(raw)
         self.metadata: dict[str, Any] = read_metadata(self._parquet.schema_arrow)
 
     @property
@@ -151,8 +151,9 @@ class Opened:
         names += [name for rule in ruling for name in _RULE_COLUMNS[rule]]
         names = [name for name in dict.fromkeys(names) if name in there]
         parquet = self._parquet
-        if version != SCHEMA_VERSION:  # `upgraded` knows plain texts
-            parquet = pq.ParquetFile(self._raw, metadata=parquet.metadata)
+        if version == SCHEMA_VERSION:  # `upgraded` knows plain texts
+            texts = [name for name in names if name in LOW_CARDINALITY]
+            parquet = pq.ParquetFile(self._raw, metadata=parquet.metadata, read_dictionary=texts)
         for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
             yield upgraded(batch, version)
 
