@@ -113,7 +113,8 @@ def calibrate(
     mix = mix_reference(labels.store, pool.certifying_keys)
     issued, marks = datetime.now(UTC), rows.marks()
     certificate = Certificate.issue(
-        status=status, promise=request.promise, confidence=request.confidence, estimand=request.estimand,
+        status=status, promise=request.promise, confidence=request.confidence, method=request.method,
+        estimand=request.estimand,
         max_rows_per_video=cap, start_coverage=request.start_coverage, policy=policy.model_dump(mode="json"),
         groups=groups, processes=rows.processes,
         truth=Truth(

@@ -14,7 +14,7 @@ from pipeline.certificate_parts import ErrorRate, MeanIou
 from pipeline.columns import Floats
 from pipeline.policy import Policy
 from pipeline.storage.objects import ObjectStore
-from usam.certify import fewest_videos
+from usam.certify import Method, fewest_videos
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Request:
         videos_per_day: for the load; None: as many as were labelled a day so far.
         valid_days: after so many the certificate ends.
         map_share: share of the labelled videos that fit the map from scores to IoU and certify nothing, [0, 1).
+        method: the test of a threshold, see `usam.certify.certify`.
         start_coverage: coverage at which the walk over thresholds begins, chosen before one looks at the truth, (0, 1].
         max_rows_per_video: more rows of one video count as this many; None: the 99th percentile in the pool.
         drops: only videos first seen in these, all if empty.
@@ -48,7 +49,8 @@ class Request:
     budget_unit: Literal["rows", "stretches"] = "stretches"
     videos_per_day: float | None = None
     valid_days: float = 90
-    map_share: float = 0.2
+    map_share: float = 0.1
+    method: Method = "clustered"
     start_coverage: float = 0.2
     max_rows_per_video: int | None = None
     drops: tuple[str, ...] = ()

@@ -62,8 +62,9 @@ def certify_groups(
             sums = video_sums(
                 part.video_n, part.score_n, losses, part.weight_n, grid.threshold_k, cap=cap, estimand=request.estimand
             )
-            walk = certify(sums, at_most=request.at_most, delta=level, start=start)
-            group = group.model_copy(update=_proved(walk, sums, part, request.at_most))
+            walk = certify(sums, at_most=request.at_most, delta=level, start=start, method=request.method)
+            proven = certify(sums, at_most=request.at_most, delta=level, start=start, method="betting").threshold
+            group = group.model_copy(update={**_proved(walk, sums, part, request.at_most), "proven": proven})
         found.append(group)
     return found
 

@@ -61,6 +61,7 @@ class Certificate(Part):
             not_certified (the truth was not enough: nothing may be accepted by it).
         promise: what holds of accepted rows.
         confidence: with which probability, over draws of labelled videos, all groups keep it.
+        method: the test of a threshold, see `usam.certify.certify`.
         estimand: whether every accepted row counts alike, or every video.
         max_rows_per_video: more rows than this of one video count as this many.
         start_coverage: coverage at which the walk began, chosen before the truth was looked at.
@@ -78,6 +79,7 @@ class Certificate(Part):
     promise: Annotated[ErrorRate | MeanIou, Field(discriminator="kind")]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     unit: Literal["video"] = "video"
+    method: Literal["clustered", "betting"] = "clustered"
     estimand: Literal["rows", "videos"]
     max_rows_per_video: Annotated[int, Field(ge=1)]
     start_coverage: Annotated[float, Field(gt=0, le=1)]

@@ -68,6 +68,8 @@ class Group(Part):
         threshold: highest uncertainty (with the auto margin) that may be accepted; None: nothing may.
         passed: every threshold of the walk that passed, rising; each of them is certified.
         videos, rows: certifying videos, and their rows that were candidates for acceptance.
+        proven: the largest threshold that the test certifies which is proven for every distribution of videos; it takes
+            more of them than the bound that is measured to hold. None: no threshold.
         observed: risk among the accepted rows at the threshold; None without a threshold.
         bound: upper confidence bound of that risk; None without a threshold.
         coverage: share of the rows that is accepted at the threshold.
@@ -80,6 +82,7 @@ class Group(Part):
     match: Match
     threshold: Share | None
     passed: tuple[Share, ...]
+    proven: Share | None = None
     videos: Count
     rows: Count
     observed: Share | None

@@ -35,6 +35,13 @@ class Estimand(StrEnum):
     videos = "videos"
 
 
+class Test(StrEnum):
+    """How a threshold is tested."""
+
+    clustered = "clustered"
+    betting = "betting"
+
+
 class Unit(StrEnum):
     """What people's time is counted in."""
 
@@ -76,7 +83,10 @@ def calibrate(
         Path | None, typer.Option(help="Rules to start from, in YAML.", show_default="policy of the settings")
     ] = None,
     valid_days: Annotated[float, typer.Option(help="The certificate ends after so many days.")] = 90,
-    map_share: Annotated[float, typer.Option(help="Share of the labelled videos for the map to IoU.")] = 0.2,
+    map_share: Annotated[float, typer.Option(help="Share of the labelled videos for the map to IoU.")] = 0.1,
+    method: Annotated[
+        Test, typer.Option(help="clustered: measured to hold; betting: proven, takes more videos.")
+    ] = Test.clustered,
     start_coverage: Annotated[float, typer.Option(help="Coverage at which the walk starts; choose it first.")] = 0.2,
     max_rows_per_video: Annotated[
         int | None, typer.Option(min=1, help="More rows of a video count as this many.", show_default="99th percentile")
@@ -112,7 +122,7 @@ def calibrate(
         request = Request(
             promise, load_policy(policy) if policy is not None else settings.policy, confidence, estimand.value,
             tuple(one.strip() for one in by.split(",") if one.strip()), min_videos, review_budget, budget_unit.value,
-            videos_per_day, valid_days, map_share, start_coverage, max_rows_per_video, tuple(drop or ()),
+            videos_per_day, valid_days, map_share, method.value, start_coverage, max_rows_per_video, tuple(drop or ()),
         )  # fmt: skip
         source = open_truth(truth)
         try:
@@ -219,14 +229,14 @@ def _table(found: Calibrated) -> Table:
     """One line per group."""
     table = plain_table()
     table.add_column("group", overflow="fold")
-    for heading in ("threshold", "observed", "bound", "coverage", "oracle", "absent", "videos", "rows"):
+    for heading in ("threshold", "proven", "observed", "bound", "coverage", "oracle", "absent", "videos", "rows"):
         table.add_column(heading, justify="right", no_wrap=True)
     groups = [one for one in found.certificate.groups if one.videos or len(found.certificate.groups) == 1]
     for one in groups:
         several = len(groups) > 1
         table.add_row(
             "all others" if several and one.match.anything else escape(str(one.match)),
-            "none" if one.threshold is None else f"{one.threshold:.4f}",
+            *("none" if value is None else f"{value:.4f}" for value in (one.threshold, one.proven)),
             percent(one.observed), percent(one.bound), percent(one.coverage), percent(one.oracle_coverage),
             percent(one.absent_share), f"{one.videos:,}", f"{one.rows:,}",
         )  # fmt: skip
