@@ -345,11 +345,9 @@ def test_an_output_in_a_bucket_is_calibrated_like_a_folder(tmp_path: Path, moto_
     assert list_certificates(store) == [there.certificate]
 
 
-def test_the_proven_test_may_be_asked_for(certified: Any, drawn: Any) -> None:
-    out, found = certified
-    (measured,) = found.certificate.groups
-    request = Request(ErrorRate(bad_iou=0.5, at_most=0.3), map_share=0.0, method="betting")
-    proven = calibrate(str(out), open_truth(drawn[0]), request, SETTINGS).certificate
-    assert (found.certificate.method, proven.method) == ("clustered", "betting")
+def test_the_proven_test_may_be_asked_for(certified: Any, lake: Path, truth: Path) -> None:
+    (measured,) = certified[1].certificate.groups
+    proven = run(lake, truth, Request(ErrorRate(bad_iou=0.5, at_most=0.3)), method="betting").certificate
+    assert (certified[1].certificate.method, proven.method) == ("clustered", "betting")
     assert proven.groups[0].threshold == proven.groups[0].proven is not None
     assert measured.proven is None or measured.proven <= measured.threshold
