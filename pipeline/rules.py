@@ -63,12 +63,14 @@ class Rule:
 class Ruled:
     """What a policy says of rows before a threshold is chosen: accepted are `always_n | passes_n & (compared_n <= t)`.
 
+    Where t is -inf, no row is.
+
     Args:
         compared_n: (n,) float64, uncertainty with the margin of automatic objects; NaN where there is no score or the
             row is no prediction.
         predicted_n: (n,) bool, the model looked and nobody gave the mask.
         passes_n: (n,) bool, a scored prediction that no rule but the threshold stops.
-        always_n: (n,) bool, accepted whatever the threshold: absent rows under `absent: accept` that no rule stops.
+        always_n: (n,) bool, accepted at every threshold above -inf: absent rows under `absent: accept` that no rule stops.
         held_n: (n,) bool, a prediction that is held whatever `t`, also one above `hold_above_uncertainty`.
         group_n: (n,) int64, number of the policy's group that counts for the row; -1 for none.
         threshold_n: (n,) float64, what `compared_n` may not exceed; -inf in a group that is never accepted.
@@ -124,6 +126,9 @@ class Examined:
         limits = [-np.inf if limit is None else limit for limit in (*self._limits, policy.max_uncertainty)]
         self.threshold_n: Floats = np.array(limits)[self.group_n]
         self.high_n: Mask = self.scored_n & (self.compared_n > self.threshold_n)
+        self._never_n: Mask = self.predicted_n & np.isneginf(self.threshold_n)
+        if policy.absent != "accept":  # other rules stop absent rows
+            self._never_n &= self.scored_n
 
     def ruled(self) -> Ruled:
         """What no threshold changes."""
@@ -167,8 +172,9 @@ class Examined:
 
     def _thresholds(self) -> Iterator[Rule]:
         """One rule for each group, and for automatic objects, as the reason names the limit and the margin."""
-        for number in np.unique(self.group_n[self.high_n]).tolist():
-            here_n = self.high_n & (self.group_n == number)
+        stopped_n = self.high_n | self._never_n
+        for number in np.unique(self.group_n[stopped_n]).tolist():
+            here_n = stopped_n & (self.group_n == number)
             limit = self._policy.max_uncertainty if number < 0 else self._limits[number]
             if limit is None:
                 text = reason_texts.always(f"never accepted: {self._policy.groups[number]}")

@@ -189,7 +189,7 @@ def _places(
     accept_n[~predicted_n] = size + 1
     scored_n = np.isfinite(found.compared_n)
     blocked_n = np.where(predicted_n & ~passes_n & ~found.always_n & ~held_n & scored_n, bin_n, size + 1)
-    accepted_now_n = found.always_n | (passes_n & (found.compared_n <= found.threshold_n))
+    accepted_now_n = (found.always_n | (passes_n & (found.compared_n <= found.threshold_n))) & (found.threshold_n >= 0)
     counts: dict[str, Mask] = {
         "rows": np.ones(len(bin_n), bool), "predicted": predicted_n, "held": held_n & predicted_n,
         "unscored": predicted_n & ~scored_n & ~found.always_n, "always": found.always_n,

@@ -96,23 +96,25 @@ def plain_reading(row: dict[str, Any], policy: Policy) -> str:
     if row["prompted"] == "mask":
         return "accept"
     to, absent = {"accept"}, row["visibility"] == "absent"
+    group = next(
+        (
+            one
+            for one in policy.groups
+            if one.source in (None, "day") and one.label in (None, row["label"]) and one.model in (None, "nano")
+        ),
+        None,
+    )
+    limit = policy.max_uncertainty if group is None else group.max_uncertainty
+    if limit is None:
+        to.add("review")
     if absent and policy.absent != "score":
         to.add(policy.absent)
     else:
-        group = next(
-            (
-                one
-                for one in policy.groups
-                if one.source in (None, "day") and one.label in (None, row["label"]) and one.model in (None, "nano")
-            ),
-            None,
-        )
-        limit = policy.max_uncertainty if group is None else group.max_uncertainty
         score = math.nan if row["score_source"] is None else number(row["score_source"])
         if row["score_source"] == "object_score":
             score = 1 / (1 + math.exp(score))
         compared = float(np.float32(1 - score)) + (policy.auto_margin if row["auto"] else 0.0)
-        if math.isnan(compared) or limit is None or compared > limit:
+        if math.isnan(compared) or compared > (1 if limit is None else limit):
             to.add("review")
         if policy.hold_above_uncertainty is not None and compared > policy.hold_above_uncertainty:
             to.add("hold")
@@ -159,8 +161,8 @@ def test_a_threshold_on_what_the_rules_let_pass_is_the_decision(
     batch = facts(*table)
     found = ruled(batch, policy, source="day", model="nano")
     accepted = decide(batch, policy, source="day", model="nano")["decision"].to_numpy(zero_copy_only=False) == "accept"
-    under = found.compared_n <= found.threshold_n
-    assert (accepted & found.predicted_n == found.always_n | (found.passes_n & under)).all()
+    under, ever = found.compared_n <= found.threshold_n, found.threshold_n > -np.inf
+    assert (accepted & found.predicted_n == (found.always_n | (found.passes_n & under)) & ever).all()
     assert not (found.passes_n & found.always_n).any()
     assert not ((found.passes_n | found.always_n) & ~found.predicted_n).any()
     assert np.isnan(found.compared_n[~found.predicted_n]).all()
