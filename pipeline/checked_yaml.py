@@ -21,7 +21,7 @@ def read_yaml(path: Path, error: type[MasksieveError]) -> dict[str, Any]:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as reason:
+    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as reason:  # all but OS's from yaml
         got = f"{path}: {' '.join(str(reason).split())}"
         raise error("readable YAML", got, "repair the file or leave it out") from reason
     if data is None:

@@ -70,7 +70,7 @@ class Ruled:
             row is no prediction.
         predicted_n: (n,) bool, the model looked and nobody gave the mask.
         passes_n: (n,) bool, a scored prediction that no rule but the threshold stops.
-        always_n: (n,) bool, accepted at every threshold above -inf: absent rows under `absent: accept` that no rule stops.
+        always_n: (n,) bool, accepted at any threshold but -inf: absent rows under `absent: accept` that no rule stops.
         held_n: (n,) bool, a prediction that is held whatever `t`, also one above `hold_above_uncertainty`.
         group_n: (n,) int64, number of the policy's group that counts for the row; -1 for none.
         threshold_n: (n,) float64, what `compared_n` may not exceed; -inf in a group that is never accepted.

@@ -48,7 +48,7 @@ class Selection:
         first = None if since is None else _moment(since, "since")
         last = None if until is None else _moment(until, "until")
         if last is not None and _is_day(until or ""):
-            last += timedelta(days=1)
+            last = min(last, datetime.max.replace(tzinfo=last.tzinfo) - timedelta(days=1)) + timedelta(days=1)
         if first is not None and last is not None and last <= first:
             raise SettingsError(f"--until after --since {since}", str(until), "swap the two")
         return cls(tuple(sorted(set(drops or ()))), first, last, tuple(sorted(set(labels or ()))))

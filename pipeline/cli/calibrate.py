@@ -127,8 +127,10 @@ def calibrate(
         source = open_truth(truth)
         try:
             out.expanduser().parent.mkdir(parents=True, exist_ok=True)
+            if out.expanduser().is_dir():
+                raise IsADirectoryError("a folder")
         except OSError as error:
-            raise CallError(f"a writable place for {out}", str(error), "choose another --out") from error
+            raise CallError(f"a writable file {out}", str(error), "choose another --out") from error
         with _Phases() as phases:
             found = calibrated(manifest, source, request, settings, progress=phases)
     certificate = found.certificate

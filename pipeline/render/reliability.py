@@ -48,7 +48,7 @@ def draw_reliability(
     above.legend(frameon=False, fontsize=9, loc="upper left")
     for axis in (above, below):
         axis.spines[["top", "right"]].set_visible(False)
-    above.set_title(title, fontsize=11, loc="left")
+    above.set_title(title, fontsize=11, loc="left", parse_math=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})

@@ -47,12 +47,13 @@ def draw_sweep(sweep: Sweep, path: Path, *, evidence: str, title: str) -> Path:
     axes[2].set(xlabel="threshold (uncertainty)", xlim=(0, 1))
     axes[2].set_ylim(0, 1.15 * max(1e-6, float(np.nanmax(column["stretches_per_video"]))))
     _title(axes[2], "Review load by threshold", "stretches of flagged masks per video")
-    figure.text(0.012, 0.945, title, fontsize=12.5, fontweight="bold", color=_INK, va="center")
+    figure.text(0.012, 0.945, title, fontsize=12.5, fontweight="bold", color=_INK, va="center", parse_math=False)
     at = "thresholds by group" if now["threshold"] is None else f"threshold {now['threshold']:g}"
     figure.text(
         0.985,
         0.945,
         f"policy {sweep.policy.name}, {at}; {evidence}",
+        parse_math=False,
         fontsize=9.5,
         color=_FAINT,
         va="center",

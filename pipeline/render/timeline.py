@@ -67,7 +67,9 @@ def draw_timeline(
         axis.set_xlim(first - 0.5, last + 0.5)
         axis.set_xticklabels([]) if axis is not axes[-1] else None
     axes[-1].set_xlabel("frame", color=_INK, fontsize=9, labelpad=1)
-    figure.text(0.012, 1 - 0.20 / height, title, fontsize=12, fontweight="bold", color=_INK, va="center")
+    figure.text(
+        0.012, 1 - 0.20 / height, title, fontsize=12, fontweight="bold", color=_INK, va="center", parse_math=False
+    )
     limits = sorted({limit for limit in (by_label or {}).values() if limit is not None})
     evidence = f"threshold {threshold:.2f}" if threshold is not None else "no threshold"
     if len(limits) > 1:
@@ -77,6 +79,7 @@ def draw_timeline(
         0.975,
         1 - 0.20 / height,
         evidence,
+        parse_math=False,
         fontsize=10,
         color=_INK if support.certified else "#b3261e",
         va="center",
@@ -151,6 +154,7 @@ def _panel(axis: Axes, masklet: Masklet, threshold: float | None) -> None:
         -0.05,
         0.72,
         f"{masklet.object_id} {name}",
+        parse_math=False,
         transform=axis.transAxes,
         ha="right",
         fontsize=10,

@@ -32,7 +32,7 @@ def draw_watch(
     figure = Figure(figsize=(10.5, 6.4), dpi=120, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     words = "\n".join([title, *textwrap.wrap(verdict, _WIDTH)])
-    figure.suptitle(words, fontsize=11, color=_INK, x=0.01, ha="left")
+    figure.suptitle(words, fontsize=11, color=_INK, x=0.01, ha="left", parse_math=False)
     audit, mix = figure.subplots(2, 1)
     for axis in (audit, mix):
         axis.spines[["top", "right"]].set_visible(False)

@@ -208,6 +208,7 @@ def every(value: float) -> Callable[[Rows], Rows]:
     (list, ("--at-most", 0.1, "--by", "colour"), "--by out of source, label, model, got colour"),
     (list, ("--at-most", 0.1, "--drop", "dusk"), "none in dusk"),
     (list, ("--at-most", 0.1, "--review-budget", 3), "say it by --videos-per-day"),
+    (list, ("--at-most", 0.1, "--out", "/"), "a writable file /, got a folder"),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_line_and_exit_code_2(
     lake: Path, drawn: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],

@@ -77,6 +77,9 @@ def test_what_a_policy_did_not_say_before_there_was_a_word_for_it_does_not_chang
         ("policy: 3", "a mapping under `policy`"),
         ("- 3", "a mapping of sections"),
         ("a: [", "readable YAML"),
+        ("name: 2026-13-45", "readable YAML"),
+        ("seed: 0x_", "readable YAML"),
+        pytest.param("[" * 3000, "readable YAML", id="deep"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_with_its_file(tmp_path: Path, text: str, message: str) -> None:

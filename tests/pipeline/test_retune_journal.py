@@ -208,7 +208,7 @@ def test_a_selection_means_the_videos_of_which_all_of_it_is_true(lake: Path) -> 
         ({"until": commits[1].finished_at.isoformat()}, {commits[0].video_id}),
         ({"since": f"{commits[0].finished_at:%Y-%m-%d}"}, set(labels)),
         ({"until": f"{commits[-1].finished_at:%Y-%m-%d}"}, set(labels)),
-        ({"since": "2199-01-01"}, set()),
+        ({"since": "2199-01-01"}, set()), ({"until": "9999-12-31"}, set(labels)),
     ):  # fmt: skip
         selection = Selection.of(**said)  # type: ignore[arg-type]
         assert set(begin_retune(store, Policy(seed=5), selection).policy_ids) == meant, said

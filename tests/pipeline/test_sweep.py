@@ -30,6 +30,7 @@ POLICIES = {
     "absent accepted": Policy(
         absent="accept", across_cut="accept", max_model_gap=0.0, min_object_score=0.0, min_temporal_iou=None
     ),
+    "absent accepted or never": Policy(absent="accept", groups=(GroupThreshold(label="cup", max_uncertainty=None),)),
     "absent scored": Policy(absent="score", min_area_px=60, auto_margin=0.3),
     "groups": Policy(
         groups=(

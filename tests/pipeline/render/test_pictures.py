@@ -60,7 +60,7 @@ def test_a_timeline_draws_its_cuts(tmp_path: Path) -> None:
     rows = _rows(20)
     shots = pa.array([frame // 10 for frame in rows["frame_index"].to_pylist()])
     paths = [
-        draw_timeline(masklets(table), tmp_path / f"{number}.png", title="cup", threshold=0.24)
+        draw_timeline(masklets(table), tmp_path / f"{number}.png", title="cu$p_{$", threshold=0.24)
         for number, table in enumerate((rows, rows.append_column("shot_index", shots)))
     ]
     plain, cut = (np.asarray(Image.open(path).convert("L")).astype(int) for path in paths)
