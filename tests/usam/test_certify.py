@@ -91,6 +91,16 @@ def test_promises_are_kept_where_rows_taken_for_independent_break_them(method: A
         assert np.mean(covered) > 0.8
 
 
+@pytest.mark.parametrize("method", ["clustered", "betting"])
+def test_truth_that_lies_sorted_by_how_good_it_is_proves_no_more(method: Any) -> None:
+    rng = np.random.default_rng(8)
+    share = np.sort(rng.beta(0.3, 4.0, 200))  # 7% on average
+    loss = (rng.random((200, 20)) < share[:, None]).astype(float).ravel()
+    for order in (np.arange(4000), np.arange(4000)[::-1]):
+        columns = np.repeat(np.arange(200), 20), np.full(4000, 0.1), loss[order], np.ones(4000)
+        assert certify(video_sums(*columns, [0.1]), at_most=0.05, delta=0.1, start=0.1, method=method).threshold is None
+
+
 def test_it_says_how_many_videos_it_takes() -> None:
     population = clustered(np.random.default_rng(6), 3000)
     few = certify(video_sums(*taken(population, np.arange(40)), GRID), at_most=0.05, delta=0.1, start=0.3)
