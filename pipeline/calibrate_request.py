@@ -36,7 +36,7 @@ class Request:
         method: the test of a threshold, see `usam.certify.certify`.
         start_coverage: coverage at which the walk over thresholds begins, chosen before one looks at the truth, (0, 1].
         max_rows_per_video: more rows of one video count as this many; None: the 99th percentile in the pool.
-        drops: only videos first seen in these, all if empty.
+        drops: only videos first seen in these, all if empty; of others nothing is certified, nor accepted.
     """
 
     promise: ErrorRate | MeanIou

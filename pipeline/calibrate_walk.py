@@ -23,11 +23,19 @@ def losses_of(rows: JudgedRows, request: Request) -> Floats:
 
 
 def matches_of(rows: JudgedRows, request: Request) -> list[Match]:
-    """The groups that are certified apart; the last one is the rest."""
+    """The groups that are certified apart; the last one is the rest.
+
+    Where only some drops count, each group is of one of them: of others nobody saw a video, and the rest has none.
+    """
     if request.by:
-        return [*group_matches(rows, request.by, request.min_videos), Match()]
-    named = [Match(source=one.source, label=one.label, model=one.model) for one in request.policy.groups]
-    return [*(one for one in named if not one.anything), Match()]
+        found = [*group_matches(rows, request.by, request.min_videos), Match()]
+    else:
+        named = [Match(source=one.source, label=one.label, model=one.model) for one in request.policy.groups]
+        found = [*(one for one in named if not one.anything), Match()]
+    if not request.drops:
+        return found
+    within = [(one, drop) for drop in request.drops for one in found if one.source in (None, drop)]
+    return [*dict.fromkeys(one.model_copy(update={"source": drop}) for one, drop in within), Match()]
 
 
 def _group_number(rows: JudgedRows, matches: list[Match]) -> NDArray[np.int64]:

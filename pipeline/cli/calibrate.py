@@ -92,7 +92,7 @@ def calibrate(
         int | None, typer.Option(min=1, help="More rows of a video count as this many.", show_default="99th percentile")
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option("--drop", help="Only videos first seen in it; more than one may be given.")
+        list[str] | None, typer.Option("--drop", help="Only videos first seen in it, each certified apart; repeatable.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The policy to write; its picture lies beside.")] = Path(
         "policy.yaml"

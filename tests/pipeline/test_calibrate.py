@@ -23,6 +23,7 @@ from pipeline.calibrate_request import Request
 from pipeline.certificate import evidence, find_evidence, list_certificates, write_certificate
 from pipeline.certificate_parts import ErrorRate, MeanIou
 from pipeline.cli.entry import main
+from pipeline.ledger import Ledger
 from pipeline.policy import GroupThreshold, Policy, load_policy
 from pipeline.records import read_metadata
 from pipeline.retune import derive_all
@@ -136,6 +137,23 @@ def test_groups_share_the_confidence_and_small_ones_are_pooled(lake: Path, truth
     assert any(note.startswith("all others: not certified; about") for note in found.notes)
     assert find_evidence(ObjectStore(lake), found.policy, FACTS).certified
     assert certified[1].certificate.groups[0].level == pytest.approx(0.1)
+
+
+def test_what_was_calibrated_on_some_drops_accepts_nothing_of_others(lake: Path, truth: Path) -> None:
+    found = run(lake, truth, drops=("day",))
+    day, rest = found.certificate.groups
+    assert (day.match.source, day.level, rest.threshold) == ("day", pytest.approx(0.1), None)
+    assert day.threshold is not None
+    (night,) = [one for one in Ledger(ObjectStore(lake)).read_all() if one.first_seen == "night"][:1]
+    settings = SETTINGS.model_copy(update={"policy": found.policy})
+    ((_, derived),) = derive_all(ObjectStore(lake), [night.video_id], settings)
+    assert derived.counts["accept"] == 0
+    both = run(
+        lake, truth, drops=("day", "night"), policy=Policy(groups=(GroupThreshold(label="hat", max_uncertainty=0.1),))
+    )
+    assert [str(one.match) for one in both.certificate.groups] == [
+        "source day, label hat", "source day", "source night, label hat", "source night", "all",
+    ]  # fmt: skip
 
 
 def test_what_is_not_certified_is_not_accepted_and_says_what_it_takes(lake: Path, truth: Path) -> None:
