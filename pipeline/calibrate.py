@@ -87,9 +87,9 @@ def calibrate(
     told = len(source.names())
     with scratch_folder(settings) as scratch:
         truth = read_truth(source, labels.store, drops=request.drops, scratch_dir=Path(scratch))
-        rows = collect(truth, policy, request.by, lambda done: progress("truth", done, told))
+        audited = source.kind == "verdicts"
+        rows = collect(truth, policy, request.by, lambda done: progress("truth", done, told), audited=audited)
     refuse_foreign(labels.store, request.policy, rows)
-    audited = source.kind == "verdicts"
     map_share = 0.0 if audited else request.map_share
     mapping_n = rows.mapping(map_share)
     mapping, certifying = subset(rows, mapping_n), subset(rows, ~mapping_n)
@@ -99,7 +99,8 @@ def calibrate(
     shaped = with_thresholds(policy, [(match, 1.0) for match in matches[:-1]], 1.0)
     certify_ids = {certifying.video_ids[one] for one in np.unique(certifying.video_n)}
     pool = survey(labels.files, shaped, rows.processes, certify_ids, audited, partial(progress, "pool"))
-    cap = request.max_rows_per_video or pool.cap() or int(np.bincount(certifying.video_n).max())
+    heaviest = np.bincount(certifying.video_n, certifying.weight_n).max()
+    cap = request.max_rows_per_video or pool.cap() or math.ceil(heaviest - 1e-6)
     groups = certify_groups(certifying, loss_n, request, matches, pool, cap, audited=audited)
     policy = with_thresholds(policy, [(one.match, one.threshold) for one in groups[:-1]], groups[-1].threshold)
     per_day = request.videos_per_day or videos_per_day_of(labels, pool)

@@ -36,7 +36,7 @@ class JudgedRows:
         score_n: (n,) what meets the threshold: -inf where the row is accepted at any, NaN where at none.
         uncertainty_n: (n,) 1 - predicted IoU, NaN without a score.
         absent_n: (n,) whether the model calls the object absent.
-        iou_n, weight_n: (n,) of `VideoTruth`.
+        iou_n: (n,) of `VideoTruth`. weight_n: (n,) so many rows of the output each stands for.
         processes: what made the facts, one per model.
         sha256: of what the truth says of these rows.
     """
@@ -79,11 +79,18 @@ class JudgedRows:
 
 
 def collect(
-    videos: Iterable[VideoTruth], policy: Policy, by: tuple[str, ...], progress: Callable[[int], None]
+    videos: Iterable[VideoTruth],
+    policy: Policy,
+    by: tuple[str, ...],
+    progress: Callable[[int], None],
+    *,
+    audited: bool = False,
 ) -> JudgedRows:
     """The predictions among judged rows; full-mask prompts are no predictions and are left out.
 
     Args:    policy: its rules; thresholds do not matter.
+             audited: the weights tell how likely rows were to be judged. Else those of a video stand for all of it: a
+                 few frames of each would make short videos count for as much as long ones.
              by: what groups are made of: source, label, model.
              progress: called with the videos so far.
     Raises:  CalibrationError for scores that are no numbers, or facts of several models, heads or settings that `by`
@@ -110,7 +117,8 @@ def collect(
         numbers = np.array([labels.setdefault(text, len(labels)) for text in texts])
         columns = (
             np.full(len(keep_n), len(ids)), numbers[label_n], score_n, seen.uncertainty_n,
-            equals(video.facts, "visibility", "absent"), video.iou_n, video.weight_n,
+            equals(video.facts, "visibility", "absent"), video.iou_n,
+            video.weight_n if audited else video.weight_n * (video.predicted / keep_n.sum()),
         )  # fmt: skip
         parts.append(tuple(column[keep_n] for column in columns))
         ids.append(video.commit.video_id)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import rle
-from pipeline.columns import Floats, floats
+from pipeline.columns import Floats, equals, floats
 from pipeline.drops import VIDEO_SUFFIXES
 from pipeline.judged import Fact, Judged, Source, TruthError, said
 from pipeline.ledger import Commit, Ledger
@@ -43,6 +43,7 @@ class VideoTruth:
         commit: of the facts. metadata: what the facts say of themselves.
         facts: their columns but for the masks, one row per judged row.
         iou_n: (n,) in [0, 1]. weight_n: (n,) so many rows each stands for. See `Judged`.
+        predicted: predictions of the whole video, judged or not.
     """
 
     commit: Commit
@@ -50,6 +51,7 @@ class VideoTruth:
     facts: pa.Table
     iou_n: Floats
     weight_n: Floats
+    predicted: int
 
     def digest(self) -> bytes:
         """SHA-256 of what was said of which rows."""
@@ -187,9 +189,10 @@ def _judged(
     keys = zip(table.column("frame_index").to_pylist(), table.column("object_id").to_pylist(), strict=True)
     found = [rows.get(key) for key in keys]
     judged = [one for one in found if one is not None]
+    predicted_n = ~equals(table, "visibility", "untracked") & ~equals(table, "prompted", "mask")
     return VideoTruth(
         commit, metadata, table.filter(pa.array([one is not None for one in found])),
-        np.array([one.iou for one in judged]), np.array([one.weight for one in judged]),
+        np.array([one.iou for one in judged]), np.array([one.weight for one in judged]), int(predicted_n.sum()),
     )  # fmt: skip
 
 

@@ -139,6 +139,15 @@ def test_groups_share_the_confidence_and_small_ones_are_pooled(lake: Path, truth
     assert certified[1].certificate.groups[0].level == pytest.approx(0.1)
 
 
+def test_a_few_frames_of_a_video_stand_for_all_of_it(lake: Path, drawn: Any, tmp_path: Path) -> None:
+    half = {row["video_id"] for row in drawn[1][::16]}
+    some = [row for row in drawn[1] if row["video_id"] not in half or row["frame_index"] % 4 == 0]
+    found = run(lake, write_truth(some, tmp_path / "t.parquet"))
+    rows = found.certifying
+    assert {2, 8} == set(np.bincount(rows.video_n)) - {0}
+    assert set(np.bincount(rows.video_n, rows.weight_n)) - {0} == {8}
+
+
 def test_what_was_calibrated_on_some_drops_accepts_nothing_of_others(lake: Path, truth: Path) -> None:
     found = run(lake, truth, drops=("day",))
     day, rest = found.certificate.groups
