@@ -105,12 +105,11 @@ def _iou_files(root: Path) -> list[Path]:
 
 def _of_ious(files: list[Path]) -> Truth:
     try:
-        tables = [pq.read_table(file, columns=[*_KEYS, "iou"], read_dictionary=["video_id"]) for file in files]
-    except (OSError, pa.ArrowException) as error:
+        table = pa.concat_tables(_typed(file) for file in files).unify_dictionaries().drop_null()
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise StorageError(
             f"readable rows in {files[0].parent}", " ".join(str(error).split()), "write them anew"
         ) from error
-    table = pa.concat_tables(tables).unify_dictionaries().drop_null()
     iou_n = floats(table, "iou")
     if not ((iou_n >= 0) & (iou_n <= 1)).all():
         bad = iou_n[~((iou_n >= 0) & (iou_n <= 1))][0]
@@ -127,6 +126,16 @@ def _of_ious(files: list[Path]) -> Truth:
             if (np.diff(found[name].key_n) == 0).any():
                 raise TruthError("each row once", f"one twice for video {name[:24]} in {files[0]}", "keep one row each")
     return found
+
+
+def _typed(file: Path) -> pa.Table:
+    """The columns of a file, of the types that all files share."""
+    table = pq.read_table(file, columns=[*_KEYS, "iou"], read_dictionary=["video_id"])
+    videos = table["video_id"]
+    if not pa.types.is_dictionary(videos.type):
+        videos = videos.cast(pa.string()).dictionary_encode()
+    numbers = [table[name].cast(pa.float64() if name == "iou" else pa.int64()) for name in (*_KEYS[1:], "iou")]
+    return pa.Table.from_arrays([videos, *numbers], [*_KEYS, "iou"])
 
 
 def _sorted(key_n: Ints, iou_n: Floats, weight_n: Floats) -> TrueRows:

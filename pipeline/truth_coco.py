@@ -20,7 +20,7 @@ from usam.datasets.json_items import items, value_at
 from usam.datasets.rle import Runs
 
 OBJECT_KEYS = ("object_id", "instance_id", "track_id")
-_NUMBER = re.compile(r"(\d+)$")
+_NUMBER = re.compile(r"(?<!\d)(\d{1,18})$")
 
 
 class _Picture(NamedTuple):
@@ -116,7 +116,10 @@ def _index(path: Path) -> tuple[dict[int, _Picture], NDArray[np.int64]]:
             listed += 1
         else:
             about = need_keys(item.value, where, image_id=int, segmentation=(list, dict))
-            places.extend((about["image_id"], _object_id(about, where), item.offset, item.length))
+            try:
+                places.extend((about["image_id"], _object_id(about, where), item.offset, item.length))
+            except OverflowError as error:
+                raise TruthError("ids of at most 64 bits", f"a larger one in {where}", "give smaller ones") from error
     if len(pictures) < listed:
         raise TruthError(f"every image id once in {path}", "one twice", "correct the file")
     places_n4 = np.array(places, np.int64).reshape(-1, 4)

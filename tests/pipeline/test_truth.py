@@ -188,6 +188,20 @@ def test_truth_that_does_not_fit_is_refused(
     assert "not in the output: 1, such as nobody" in caplog.text
 
 
+@pytest.mark.parametrize(("image", "said"), [
+    ({"id": 2**70, "file_name": "v/0.jpg"}, "64 bits"),
+    ({"id": 1, "file_name": f"v/{'1' * 5000}.jpg"}, "video and frame"),
+])  # fmt: skip
+def test_numbers_that_no_frame_can_have_are_refused(image: dict[str, Any], said: str, tmp_path: Path) -> None:
+    body = {
+        "images": [image | {"height": 4, "width": 4}],
+        "annotations": [{"image_id": image["id"], "object_id": 1, "segmentation": []}],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(body))
+    with pytest.raises(TruthError, match=said):
+        open_truth(tmp_path / "t.json")
+
+
 def rows_of(night: Path) -> list[dict[str, Any]]:
     paths = (night / "out/masks").rglob("*.parquet")
     return [

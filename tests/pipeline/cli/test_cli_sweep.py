@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -87,6 +88,8 @@ def test_mistakes_are_one_line_and_exit_code_2(out: Path, run: Run, capsys: pyte
     write_labels(folder / "nan", facts(0, iou_stacked=float("nan"), score_source="iou_stacked"))
     write_truth(folder / "other.parquet", [facts(77)])
     pq.write_table(pq.read_table(folder / "truth.parquet").drop_columns("object_id"), folder / "wrong.parquet")
+    text = {"video_id": ["v"], "frame_index": [0], "object_id": [1], "iou": ["good"]}
+    pq.write_table(pa.table(text), folder / "text.parquet")
     for words, said in (
         ([folder / "nowhere"], "no folder"),
         ([folder / "empty"], "no Parquet file"),
@@ -97,6 +100,7 @@ def test_mistakes_are_one_line_and_exit_code_2(out: Path, run: Run, capsys: pyte
         ([out, "--truth", folder / "other.parquet"], "no row is one of"),
         ([out, "--truth", folder / "wrong.parquet"], "object_id"),
         ([out, "--truth", folder / "nothing"], "nothing there"),
+        ([out, "--truth", folder / "text.parquet"], "Failed to parse string"),
         ([out, "--drop", "weekend"], "choose among day"),
         ([folder / "truth.parquet"], "column"),
         ([out, "--no-examples", "--out", folder / "typo.yaml"], "a writable folder"),
