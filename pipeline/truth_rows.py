@@ -20,6 +20,7 @@ VIDEO_COLUMNS = ("video_id", "video")
 KEYS = ("frame_index", "object_id")
 MASK = ("rle", "height", "width")
 VERDICTS = ("accept", "reject", "absent")
+MARK = "area_px"
 _TYPES = {"iou": pa.float64(), "review_probability": pa.float64(), "rle": pa.binary(), "audit": pa.bool_()}
 _SEEN = ("review_probability", "audit")
 Place = tuple[Path, int]
@@ -33,10 +34,13 @@ class RowFiles:
     - `iou` of the predicted mask with the truth, in [0, 1]; null is not judged.
     - `rle`, `height`, `width`: the true mask as COCO counts, of no pixel where the object is absent.
 
+    A verdict or an IoU is about one very mask. Where `area_px` of it is there, as in the review list, a row whose mask
+    has another size by now is refused.
+
     The first of these that is there counts. Of a file one row group is in memory at a time.
 
     Args:   root: a Parquet file, or a folder of them with equal columns.
-    Raises: TruthError for missing columns or files that cannot be read.
+    Raises: TruthError for missing or repeated columns, or files that cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -69,6 +73,10 @@ class RowFiles:
             row = rows.get((fact.frame_index, fact.object_id))
             if row is not None:
                 where = f"{said(name, fact.frame_index, fact.object_id)} in {self.where}"
+                if row.get(MARK) not in (None, fact.area_px):
+                    got = f"one of {row[MARK]} px, for {where}"
+                    step = "it was labelled anew since: have it judged again, or leave the row out"
+                    raise TruthError(f"a judgement of the mask there, {fact.area_px} px", got, step)
                 yield Judged(fact.frame_index, fact.object_id, self._iou(row, fact, where), _weight(row, where))
 
     def _rows(self, name: str) -> dict[tuple[int, int], dict[str, Any]]:
@@ -145,9 +153,12 @@ def _weight(row: dict[str, Any], where: str) -> float:
 def _contract(file: Path) -> tuple[str, tuple[str, ...]]:
     """The kind of rows in a file, and the columns to read: the video's first."""
     try:
-        names = set(pq.read_schema(file).names)
+        names = pq.read_schema(file).names
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, error) from error
+    if len(set(names)) < len(names):
+        twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+        raise TruthError(f"each column of {file} once", f"{twice} more often", "drop or rename the others")
     video = next((name for name in VIDEO_COLUMNS if name in names), None)
     kind = "verdicts" if "verdict" in names else "iou" if "iou" in names else "masks"
     needed = {"verdicts": ("verdict",), "iou": ("iou",), "masks": MASK}[kind]
@@ -160,7 +171,8 @@ def _contract(file: Path) -> tuple[str, tuple[str, ...]]:
     if kind == "verdicts" and not seen:
         step = "keep that column of the review list: rows shown because they were uncertain speak for no others"
         raise TruthError("how likely each row was to be reviewed", f"no review_probability or audit in {file}", step)
-    return kind, (video, *KEYS, *needed, *seen)
+    marked = [MARK] if MARK in names and kind != "masks" else []
+    return kind, (video, *KEYS, *needed, *seen, *marked)
 
 
 def _videos(file: Path, column: str) -> Iterator[tuple[int, list[str]]]:

@@ -245,6 +245,18 @@ def test_verdicts_are_weighted_by_how_likely_they_were_asked_for(night: Path, tm
         read(written([said[0] | {"verdict": "fine"}], tmp_path / "bad.parquet"), night / "out")
 
 
+def test_what_was_said_of_another_mask_is_refused(night: Path, tmp_path: Path) -> None:
+    rows = [row | {"iou": 0.5} for row in rows_of(night)[:3]]
+    assert len(read(written(rows, tmp_path / "t.parquet"), night / "out")) == 3
+    stale = [rows[0], rows[1] | {"area_px": rows[1]["area_px"] + 1}]
+    with pytest.raises(TruthError, match="labelled anew since"):
+        read(written(stale, tmp_path / "stale.parquet"), night / "out")
+    twice = pa.table([[1], [1.0], [1.0]], names=["frame_index", "iou", "iou"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(TruthError, match="iou more often"):
+        open_truth(tmp_path / "twice.parquet")
+
+
 def test_rows_seen_because_they_were_uncertain_count_only_with_a_weight(night: Path, tmp_path: Path) -> None:
     rows = rows_of(night)[:3]
     audited = [row | {"verdict": "accept", "audit": number == 1} for number, row in enumerate(rows)]
