@@ -36,19 +36,20 @@ def test_it_fails_when_the_audit_breaks_the_promise(
         "match": {}, "threshold": 1.0, "passed": (1.0,), "videos": 400, "rows": 9000, "observed": 0.01, "bound": 0.02,
         "coverage": 0.9, "level": 0.1,
     }  # fmt: skip
+    rules = Policy(
+        max_uncertainty=1.0, min_temporal_iou=None, max_area_change=None, absent="accept", across_cut="accept",
+        audit_rate=1.0,
+    )  # fmt: skip
     certificate = Certificate.issue(
         status="certified", promise={"kind": "error_rate", "bad_iou": 0.5, "at_most": 0.02}, confidence=0.9,
-        estimand="rows", max_rows_per_video=8, start_coverage=0.2, policy=Policy().model_dump(mode="json"),
+        estimand="rows", max_rows_per_video=8, start_coverage=0.2, policy=rules.model_dump(mode="json"),
         groups=[group], processes=[process_of(about)],
         truth={"kind": "iou", "sha256": "c" * 64, "videos": 40, "rows": 240, "attempts": 0},
         review={"rows_per_day": None, "stretches_per_day": None}, issued_at=now,
         valid_until=now + timedelta(days=90), software={},
     )  # fmt: skip
     write_certificate(store, certificate)
-    policy = Policy(
-        certificate=certificate.id, max_uncertainty=1.0, min_temporal_iou=None, max_area_change=None, absent="accept",
-        across_cut="accept", audit_rate=1.0,
-    )  # fmt: skip
+    policy = rules.model_copy(update={"certificate": certificate.id})
     for one in committed_videos(store):
         derive(store, Ledger(store), one, policy)
     looked: Any = watch(str(out))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -93,13 +94,27 @@ def rclone_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def moto_s3() -> Iterator[S3Server]:
-    """moto's server: it answers 412 to the second writer of an object."""
+    """moto's server: it answers 412 to the second writer of an object.
+
+    It looks and writes in two steps, between which its threads can change, so that on a busy machine two writers win; a
+    lock makes one step of them, as in a store that keeps its word.
+    """
     server_module = pytest.importorskip("moto.server")
+    from moto.s3.responses import S3Response
+
+    one_at_a_time, put_object = threading.Lock(), S3Response.put_object
+
+    def put_in_one_step(self: S3Response) -> Any:
+        with one_at_a_time:
+            return put_object(self)
+
+    S3Response.put_object = put_in_one_step
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield S3Server(f"http://{host}:{port}")
     server.stop()
+    S3Response.put_object = put_object
 
 
 @pytest.fixture(scope="session")
