@@ -145,7 +145,7 @@ def review_load(
     Args: policies: alike but for `hold_above_uncertainty` and `review_stretches_per_video`.
     """
     loads = np.zeros((len(policies), 2), np.int64)
-    plain = policies[0].model_copy(update={"hold_above_uncertainty": None})
+    plain = policies[0].model_copy(update={"hold_above_uncertainty": None, "audit_rate": 0.0})
     for number, (file, model, batches) in enumerate(_alike(files, plain, processes), 1):
         progress(number, len(files))
         for batch in batches or ():

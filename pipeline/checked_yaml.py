@@ -14,13 +14,29 @@ from pipeline.suggest import did_you_mean
 SHOWN_CHARACTERS = 160
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that says a key twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def read_yaml(path: Path, error: type[MasksieveError]) -> dict[str, Any]:
     """The mapping in a file; an empty file is an empty mapping.
 
     Raises: `error` for a file that is missing, no YAML, or no mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except FileNotFoundError as missing:
+        raise error(f"a file at {path}", "nothing there", "check the path") from missing
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as reason:  # all but OS's from yaml
         got = f"{path}: {' '.join(str(reason).split())}"
         raise error("readable YAML", got, "repair the file or leave it out") from reason

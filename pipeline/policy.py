@@ -29,6 +29,13 @@ class PolicyError(SettingsError):
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_field_is_yes_or_no(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # else `audit_rate: yes` would be 1
+            raise ValueError("not yes or no")
+        return value
+
 
 class GroupThreshold(_Frozen):
     """A threshold of its own for the rows of one source, label or model."""

@@ -6,22 +6,30 @@ number. Videos enter in the order in which they were committed, each once; what 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pipeline.audits import Verdicts
 from pipeline.certificate import Certificate, list_certificates, read_certificate, void_certificate, void_reason
 from pipeline.certificate_parts import ErrorRate, truth_mark
+from pipeline.errors import StorageError
 from pipeline.ledger import Ledger
 from pipeline.mix import reference_of
+from pipeline.records import read_metadata
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import Bets, Entered, Look, Record, WatchError, read_record, video_mark, write_record
 from pipeline.watch_video import WatchedVideo, read_video
 from usam.drift import compare, look_level, most_audited
 
 ATTEMPTS = 5
+LOOKED_AT = 50
+"""Labels that are opened to see which certificate is in use."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -72,7 +80,8 @@ class Watched:
 
 
 def the_certificate(store: ObjectStore, certificate_id: str | None = None) -> Certificate:
-    """The one that is named, or else the newest that certifies something and is not void, or the newest.
+    """The one that is named, or else the one that labels are decided by; without such labels the newest that certifies
+    something and is not void, or the newest.
 
     Raises: CertificateError; WatchError if there is none.
     """
@@ -81,7 +90,23 @@ def the_certificate(store: ObjectStore, certificate_id: str | None = None) -> Ce
     issued = [one for one in reversed(list_certificates(store)) if one.status != "not_certified"]
     if not issued:
         raise WatchError(f"a certificate in {store.url}", "none", "run `masksieve calibrate` first")
+    in_use = _in_use(store)
+    for one in issued:
+        if one.id == in_use:
+            return one
     return next((one for one in issued if void_reason(store, one.id) is None), issued[0])
+
+
+def _in_use(store: ObjectStore) -> str | None:
+    """The certificate that most of some labels, spread over all, are decided by; None for none."""
+    keys = [key for key in store.list("labels/") if key.endswith(".parquet")]
+    named: Counter[str] = Counter()
+    for key in keys[:: max(1, len(keys) // LOOKED_AT)]:
+        with suppress(StorageError), store.open(key) as file:
+            policy = read_metadata(pq.read_schema(file)).get("policy") or {}
+            named[policy.get("certificate") or ""] += 1
+    del named[""]
+    return named.most_common(1)[0][0] if named else None
 
 
 def watch(
@@ -154,7 +179,7 @@ class _Step:
         self._batch: list[WatchedVideo] = []
         self._line_stands = verdicts is None
         self._e_values: list[float] = []
-        self._waiting = self._covered = self._others = self._audited = 0
+        self._waiting = self._covered = self._others = self._audited = self._matched = 0
         for video in record.entered:
             self._bet(video)
 
@@ -212,6 +237,8 @@ class _Step:
             notes.append("no labels are decided by this certificate yet: retune by its policy")
         elif self._covered and not self._audited and not self.record.entered:
             notes.append("no accepted mask was drawn for an audit: set policy.audit_rate")
+        if self.verdicts is not None and self._audited and not self._matched and not self.record.entered:
+            notes.append(f"none of the {len(self.verdicts):,} verdicts is of an audited mask of this certificate")
         return Watched(
             self.certificate, self.record, void, tuple(self._e_values), self._waiting, len(self._batch), self._covered,
             self._others, tuple(notes),
@@ -239,6 +266,7 @@ class _Step:
             return
         losses = [self.verdicts.loss(row, self.certificate.promise) for row in video.audited]
         unjudged = sum(loss is None for loss in losses)
+        self._matched += len(losses) - unjudged
         if unjudged and video.at > self._late:
             self._line_stands = True
             self._waiting += 1

@@ -191,13 +191,13 @@ def _check_shares(between: dict[str, float], from_zero: dict[str, float], positi
 
 
 def _policy_yaml(policy: Policy, found: Calibrated) -> str:
-    """The policy as a file that `masksieve retune --policy` takes."""
+    """The policy as a settings file, which `masksieve retune --policy` and `masksieve label --config` take."""
     one = found.certificate
     head = (
         f"# {one.status}: {one.promise}, with {one.confidence:.0%} confidence, until {one.valid_until:%Y-%m-%d}\n"
         f"# certificate {one.id}; other rules or thresholds than these are uncertified\n"
     )
-    return head + yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return head + yaml.safe_dump({"policy": policy.model_dump(mode="json")}, sort_keys=False, allow_unicode=True)
 
 
 def _tell(found: Calibrated, manifest: str, path: Path, picture: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def draw_timeline(
     evidence = f"threshold {threshold:.2f}" if threshold is not None else "no threshold"
     if len(limits) > 1:
         evidence = f"thresholds {limits[0]:.2f} to {limits[-1]:.2f} by label"
-    evidence += f", {support.brief}"
+    evidence += f", {textwrap.shorten(support.brief, 72, placeholder=' …')}"
     figure.text(
         0.975,
         1 - 0.20 / height,

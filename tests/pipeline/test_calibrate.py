@@ -379,3 +379,13 @@ def test_the_proven_test_may_be_asked_for(certified: Any, lake: Path, truth: Pat
     assert (certified[1].certificate.method, proven.method) == ("clustered", "betting")
     assert proven.groups[0].threshold == proven.groups[0].proven is not None
     assert measured.proven is None or measured.proven <= measured.threshold
+
+
+def test_its_policy_serves_label_and_retune_and_may_ask_for_audits(lake: Path, truth: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    words = (lake, "--truth", truth, "--at-most", 0.1, "--set", "policy.audit_rate=0.1", "--out", policy)
+    assert call("calibrate", *words) == 0
+    written = load_policy(policy)
+    assert written.audit_rate == 0.1
+    assert written.certificate is not None
+    assert load_settings(str(policy), {}).policy == written

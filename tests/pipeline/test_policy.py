@@ -79,6 +79,8 @@ def test_what_a_policy_did_not_say_before_there_was_a_word_for_it_does_not_chang
         ("a: [", "readable YAML"),
         ("name: 2026-13-45", "readable YAML"),
         ("seed: 0x_", "readable YAML"),
+        ("audit_rate: yes", "not yes or no"),
+        ("{max_uncertainty: 0.3, max_uncertainty: 0.4}", "max_uncertainty is there twice"),
         pytest.param("[" * 3000, "readable YAML", id="deep"),
     ],
 )

@@ -331,6 +331,10 @@ def test_the_command(out: Path, certificate: Certificate, tmp_path: Path, capsys
             main(["watch", str(out), "--batch", "12", *map(str, words)])
         return int(exited.value.code or 0)
 
+    foreign = [{"video_id": "f" * 64, "frame_index": 0, "object_id": 1, "verdict": "accept"}]
+    pq.write_table(pa.Table.from_pylist(foreign), tmp_path / "foreign.parquet")
+    assert run("--audits", tmp_path / "foreign.parquet") == 0
+    assert "none of the 1 verdicts is of an audited mask" in " ".join(capsys.readouterr().out.split())
     verdicts(tmp_path / "good.parquet", audited(out, last=14))
     assert run("--audits", tmp_path / "good.parquet") == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -345,6 +349,9 @@ def test_the_command(out: Path, certificate: Certificate, tmp_path: Path, capsys
     assert run("--audits", tmp_path / "none.parquet") == 2
     assert run("--certificate", "0" * 16) == 2
     assert the_certificate(ObjectStore(out)).id == certificate.id
+    unused = {**certificate.model_dump(exclude={"id"}), "issued_at": certificate.issued_at + timedelta(hours=1)}
+    write_certificate(ObjectStore(out), Certificate.issue(**unused))
+    assert the_certificate(ObjectStore(out)).id == certificate.id  # by which the labels are decided, though it is void
     shutil.rmtree(out / "certificates")
     assert run() == 2
     assert "run `masksieve calibrate` first" in capsys.readouterr().err
