@@ -34,7 +34,7 @@ def read_yaml(path: Path, error: type[MasksieveError]) -> dict[str, Any]:
     Raises: `error` for a file that is missing, no YAML, or no mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        data = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError as missing:
         raise error(f"a file at {path}", "nothing there", "check the path") from missing
     except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as reason:  # all but OS's from yaml
