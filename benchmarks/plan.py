@@ -12,14 +12,14 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from memory import watched_memory
 
 from pipeline.fact_settings import settings_digest
 from pipeline.plan import plan_drop, write_plan
@@ -125,41 +125,23 @@ def local(videos: int, settings: Settings, folder: Path) -> tuple[ObjectStore, O
     return drop, out
 
 
-def anonymous_mb() -> float:
-    """Anonymous memory of this process, in MB."""
-    found = re.search(r"^RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) / 1024
-
-
 def measure(videos: int, real: bool) -> None:
     """Plan once and print the figures as JSON."""
     settings = Settings.model_validate({"drops": {"settle_seconds": 0 if real else 60}})
     with tempfile.TemporaryDirectory(prefix="masksieve-plan-") as folder:
         drop, out = local(videos, settings, Path(folder)) if real else simulated(videos, settings)
-        before, peak, stop = anonymous_mb(), 0.0, threading.Event()
-
-        def watch() -> None:
-            nonlocal peak
-            while not stop.wait(0.02):
-                peak = max(peak, anonymous_mb())
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        started = time.perf_counter()
-        plan = plan_drop(drop, out, settings)
-        write_plan(out, plan)
-        seconds = time.perf_counter() - started
-        stop.set()
-        watcher.join()
-        peak = max(peak, anonymous_mb())
+        with watched_memory() as memory:
+            started = time.perf_counter()
+            plan = plan_drop(drop, out, settings)
+            write_plan(out, plan)
+            seconds = time.perf_counter() - started
     counts = plan.counts
     assert counts["done"] + counts["wanted"] == videos
     print(
         json.dumps(
             {
                 "store": "local files" if real else "simulated", "videos": videos, "seconds": round(seconds, 2),
-                "planning MB": round(peak - before), "process MB": round(peak),
+                "planning MB": round(memory.peak - memory.before), "process MB": round(memory.peak),
                 "wanted": counts["wanted"], "batches": counts["batches"], "repairs": counts["repairs"],
             }
         )

@@ -15,11 +15,9 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from memory import watched_memory
 
 from pipeline import rle
 from pipeline.derive import Derived
@@ -128,33 +127,16 @@ def make(out: Path, rows: int, rows_per_video: int) -> int:
     return rows // rows_per_video
 
 
-def anonymous_mb() -> float:
-    """Anonymous memory of this process, in MB."""
-    found = re.search(r"^RssAnon:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) / 1024
-
-
 def measure(out: Path, threshold: float, threads: int, dry_run: bool) -> None:
     """Retune a whole output once, or look what that would change, and print the figures as JSON."""
     settings, store = load_settings(None, {"policy.max_uncertainty": threshold}), ObjectStore(out)
-    before, peak, stop = anonymous_mb(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(0.02):
-            peak = max(peak, anonymous_mb())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started, processor = time.perf_counter(), time.process_time()
-    if dry_run:
-        moves = [one for *_, one in preview(store, settings.policy, settings)]
-    else:
-        done = [one for _, one in carry_out(store, begin_retune(store, settings.policy), settings, threads=threads)]
-    seconds, processor = time.perf_counter() - started, time.process_time() - processor
-    stop.set()
-    watcher.join()
+    with watched_memory() as memory:
+        started, processor = time.perf_counter(), time.process_time()
+        if dry_run:
+            moves = [one for *_, one in preview(store, settings.policy, settings)]
+        else:
+            done = [one for _, one in carry_out(store, begin_retune(store, settings.policy), settings, threads=threads)]
+        seconds, processor = time.perf_counter() - started, time.process_time() - processor
     if dry_run:
         assert all(isinstance(one, Counter) for one in moves)
         total = sum((one for one in moves if isinstance(one, Counter)), Counter[Move]())
@@ -171,7 +153,7 @@ def measure(out: Path, threshold: float, threads: int, dry_run: bool) -> None:
             {
                 "rows": rows, "videos": videos, "written": written, "in review": review,
                 "seconds": round(seconds, 1), "CPU seconds": round(processor, 1), "rows/s": round(rows / seconds),
-                "MB before": round(before), "peak MB": round(peak), "load": round(load, 1),
+                "MB before": round(memory.before), "peak MB": round(memory.peak), "load": round(load, 1),
             }
         )
     )  # fmt: skip

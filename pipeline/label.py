@@ -22,7 +22,7 @@ from pipeline.derive import Derived, ReviewImages, derive
 from pipeline.discover import automatic_prompts
 from pipeline.drops import drop_name
 from pipeline.encode import RowContext
-from pipeline.errors import ForgottenError, MasksieveError, StorageError
+from pipeline.errors import ForgottenError, MasksieveError
 from pipeline.fact_settings import fact_settings, sampling_settings
 from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
 from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
@@ -38,7 +38,7 @@ from pipeline.scratch import require_room, scratch_folder
 from pipeline.settings import Settings
 from pipeline.source import LocalVideo, find_prompts, local_video, source_exists, split_url, told_by_address
 from pipeline.stages import Job, run_stages
-from pipeline.storage.manifest import FileRecord, facts_key, software_versions, write_facts
+from pipeline.storage.manifest import FileRecord, discard_facts, facts_key, software_versions, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.stretches import Stretch
 from pipeline.tokens import tokens_metadata
@@ -176,10 +176,10 @@ def label_video(
                     started_at=started_at,
                 )  # fmt: skip
             except (CommitConflict, ForgottenError):
-                _discard(store, files)
+                discard_facts(store, files)
                 raise
             if commit.run_id != run_id:  # a rival committed the very same work first
-                _discard(store, files)
+                discard_facts(store, files)
             if checkpoint is not None:
                 checkpoint.discard()
         elif not twin:
@@ -311,20 +311,11 @@ def _make_facts(
                 )
             )
     except BaseException:
-        _discard(store, files)
+        discard_facts(store, files)
         raise
     finally:
         spools.close()
     return files
-
-
-def _discard(store: ObjectStore, files: list[FileRecord]) -> None:
-    """Remove facts that no commit will name; a failure here must not hide the first one."""
-    for file in files:
-        try:
-            store.delete(file.key)
-        except StorageError:
-            log.warning("left an orphan at %s", store.uri(file.key))
 
 
 def _derive(

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -32,7 +30,8 @@ from pipeline.score import score_head
 from pipeline.scratch import scratch_folder
 from pipeline.selection import Selection
 from pipeline.settings import Settings
-from pipeline.storage.manifest import FileRecord, derived_key, facts_key, write_facts
+from pipeline.side_by_side import side_by_side
+from pipeline.storage.manifest import derived_key, discard_facts, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.suggest import nearest
 from pipeline.tokens import BATCH_ROWS, TokenFile
@@ -116,25 +115,14 @@ def rescore_all(
     """
     banks, ledger = banks or Banks(settings), Ledger(store)
 
-    def one(video_id: str, scratch: Path) -> Rescored:
+    def one(video_id: str, scratch: str) -> Rescored:
         try:
-            return rescore_video(store, ledger, video_id, banks, settings, scratch)
+            return rescore_video(store, ledger, video_id, banks, settings, Path(scratch))
         except MasksieveError as error:
             return Rescored(video_id, video_id[:12], "failed", error=error)
 
-    waiting, running = iter(video_ids), set[Future[Rescored]]()
     with scratch_folder(settings) as scratch:
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="masksieve-rescore")
-        try:
-            while True:
-                room = 2 * THREADS - len(running)
-                running |= {pool.submit(one, video_id, Path(scratch)) for video_id in islice(waiting, room)}
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            pool.shutdown(cancel_futures=True)  # those that have begun come to their end: each is written whole
+        yield from side_by_side(lambda video_id: one(video_id, scratch), video_ids, THREADS, "rescore")
 
 
 def rescore_video(
@@ -212,10 +200,10 @@ def _commit(
             files=files, run_id=run_id, attempt=1, started_at=started_at,
         )  # fmt: skip
     except (CommitConflict, ForgottenError):
-        _discard(store, record)
+        discard_facts(store, [record])
         raise
     if commit.run_id != run_id:  # a rival committed the very same work first
-        _discard(store, record)
+        discard_facts(store, [record])
     return commit
 
 
@@ -246,11 +234,3 @@ def _metadata(store: ObjectStore, key: str) -> dict[str, Any]:
     """What a Parquet file says of itself, from its footer alone."""
     with store.open(key) as file:
         return read_metadata(pq.read_schema(file))
-
-
-def _discard(store: ObjectStore, record: FileRecord) -> None:
-    """Remove facts that no commit names; a failure here must not hide the first one."""
-    try:
-        store.delete(record.key)
-    except StorageError:
-        log.warning("left an orphan at %s", store.uri(record.key))

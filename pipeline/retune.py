@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from pipeline.retune_log import Entry, Journal, by_video
 from pipeline.scratch import scratch_folder
 from pipeline.selection import Selection
 from pipeline.settings import Settings
+from pipeline.side_by_side import side_by_side
 from pipeline.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -188,23 +189,13 @@ def _derive_each(
 ) -> Iterator[tuple[str, Derived | MasksieveError]]:
     ledger, rows = Ledger(store), settings.output.row_group_rows
 
-    def one(video_id: str, policy: Policy, scratch: Path) -> tuple[str, Derived | MasksieveError]:
+    def one(video_id: str, policy: Policy, scratch: str) -> tuple[str, Derived | MasksieveError]:
         try:
-            return video_id, derive(store, ledger, video_id, policy, row_group_rows=rows, scratch_dir=scratch)
+            found = derive(store, ledger, video_id, policy, row_group_rows=rows, scratch_dir=Path(scratch))
         except MasksieveError as error:
             log.warning("no new labels of %s: %s", video_id, error)
             return video_id, error
+        return video_id, found
 
-    waiting, running = iter(work), set[Future[tuple[str, Derived | MasksieveError]]]()
     with scratch_folder(settings) as scratch:
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="masksieve-derive")
-        try:
-            while True:
-                some = islice(waiting, 2 * threads - len(running))
-                running |= {pool.submit(one, video_id, policy, Path(scratch)) for video_id, policy in some}
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        finally:
-            pool.shutdown(cancel_futures=True)  # those that have begun come to their end: each is written whole
+        yield from side_by_side(lambda both: one(*both, scratch), work, threads, "derive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import tempfile
@@ -21,6 +22,8 @@ from pipeline.checksum import file_sha256
 from pipeline.errors import DiskSpaceError, StorageError
 from pipeline.records import LOW_CARDINALITY, file_metadata
 from pipeline.storage.objects import ObjectStore
+
+log = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 32_768
 ZSTD_LEVEL = 3
@@ -197,6 +200,15 @@ def write_facts(
         for batch in batches:
             file.write(batch)
         return file.publish(store, layer, key)
+
+
+def discard_facts(store: ObjectStore, files: Iterable[FileRecord]) -> None:
+    """Remove facts that no commit will name; a failure here must not hide the first one."""
+    for file in files:
+        try:
+            store.delete(file.key)
+        except StorageError:
+            log.warning("left an orphan at %s", store.uri(file.key))
 
 
 def software_versions(*names: str) -> dict[str, str]:
