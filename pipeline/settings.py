@@ -193,6 +193,24 @@ class DropSettings(_Section):
     video_seconds: float | None = Field(default=14_400.0, gt=0, allow_inf_nan=False)
 
 
+class ReviewSettings(_Section):
+    """How people are asked (`pipeline.review`).
+
+    An item that nobody answered for `lease_seconds` goes to somebody else. An answer can be taken back for
+    `undo_seconds`; then it is written to the output, from where it is applied. All reviewers together get
+    `items_per_day` (None: no limit). While audits wait, `audit_share` of what is handed out are audits. A `webhook_url`
+    is told of new items. `loop_frames` at most of a stretch are shown; a fix takes `max_points` clicks.
+    """
+
+    lease_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    undo_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    items_per_day: int | None = Field(default=None, ge=1)
+    audit_share: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
+    webhook_url: str | None = None
+    loop_frames: int = Field(default=24, ge=1, le=240)
+    max_points: int = Field(default=64, ge=1, le=1024)
+
+
 class StorageSettings(_Section):
     """How an S3 store is reached; keys left out come from the usual AWS_* variables and files.
 
@@ -228,6 +246,7 @@ class Settings(_Section):
     score: ScoreSettings = ScoreSettings()
     output: OutputSettings = OutputSettings()
     drops: DropSettings = DropSettings()
+    review: ReviewSettings = ReviewSettings()
     storage: StorageSettings = StorageSettings()
     policy: Policy = Field(default_factory=Policy)
 
