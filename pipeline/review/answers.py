@@ -18,7 +18,6 @@ from pipeline.errors import MasksieveError
 from pipeline.storage.manifest import checked_video_id
 from pipeline.storage.objects import ObjectStore
 
-
 READERS = 8
 Verdict = Literal["accept", "reject", "absent", "pick", "fix"]
 Scope = Literal["frame", "stretch"]
