@@ -2,7 +2,7 @@
 
     python benchmarks/promise_drop.py runs/promise          # drop/ with truth, labels/; half an hour on two cores
 
-What is rendered is fixed in benchmarks/promise.yaml.
+What is rendered is fixed in benchmarks/promise.yaml, or in another exam's file (--exam).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ OVERRIDES = {"output.review_frames": False, "output.checkpoint_seconds": None, "
 _state: dict[str, Any] = {}
 
 
-def _start(out: Path) -> None:
+def _start(out: Path, exam: dict[str, Any]) -> None:
     from pipeline.models import load_model
     from pipeline.settings import load_settings
 
     torch.set_num_threads(1)
-    _state["out"] = out
-    _state["settings"] = load_settings(None, OVERRIDES)
-    _state["model"] = load_model(EXAM["model"])
+    _state["out"], _state["exam"] = out, exam
+    _state["settings"] = load_settings(None, exam.get("settings", OVERRIDES))
+    _state["model"] = load_model(exam["model"])
 
 
 def _clip(seed: int) -> int:
@@ -41,13 +41,13 @@ def _clip(seed: int) -> int:
     from pipeline.nano.follow import innermost_pixel
     from pipeline.render.film import FilmWriter
 
-    drop = _state["out"] / "drop"
+    drop, exam = _state["out"] / "drop", _state["exam"]
     done, video = drop / f"{seed}.truth.npz", drop / f"{seed}.mp4"
     if not done.exists():
-        rules = EXAM["videos"]
+        rules = exam["videos"]
         clip = render_clip(seed, frames=rules["frames"], size=rules["size"])
         first = clip.ids_thw[0]
-        ids = [i for i in clip.object_ids if (first == i).sum() >= EXAM["prompts"]["min_area_px"]]
+        ids = [i for i in clip.object_ids if (first == i).sum() >= exam["prompts"]["min_area_px"]]
         objects = [
             {"object_id": i, "prompts": [{"frame_index": 0, "points": [[*innermost_pixel(first == i), 1]]}]}
             for i in ids
@@ -73,14 +73,16 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--videos", type=int, default=EXAM["videos"]["count"], help="the first N")
+    parser.add_argument("--exam", type=Path, help="another exam's file")
+    parser.add_argument("--videos", type=int, help="the first N")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     (args.out / "drop").mkdir(parents=True, exist_ok=True)
-    first, started, rows = EXAM["videos"]["first_seed"], time.monotonic(), 0
+    exam = EXAM if args.exam is None else yaml.safe_load(args.exam.read_text())
+    first, started, rows = exam["videos"]["first_seed"], time.monotonic(), 0
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(args.processes, mp_context=spawn, initializer=_start, initargs=(args.out,)) as pool:
-        futures = [pool.submit(_clip, seed) for seed in range(first, first + args.videos)]
+    with ProcessPoolExecutor(args.processes, mp_context=spawn, initializer=_start, initargs=(args.out, exam)) as pool:
+        futures = [pool.submit(_clip, seed) for seed in range(first, first + (args.videos or exam["videos"]["count"]))]
         for count, future in enumerate(as_completed(futures), 1):
             rows += future.result()
             if count % 50 == 0 or count == len(futures):
