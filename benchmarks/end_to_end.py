@@ -1,11 +1,11 @@
 """What the whole job costs over bare propagation, and whether memory grows with the video.
 
-`python benchmarks/end_to_end.py [--video FILE] [--runs 5] [--seconds 2] [--model hiera_tiny_512] [--objects 2]` prints
-one table, and without options a second one. All sides work on the same frames in one run, alternating; ratios are
-medians. The whole job is measured with its defaults, and without the pictures of the review list. Memory is the peak of
-what the labelling process and its decoder hold of their own (anonymous and shared memory, each page once; the pages of
-libraries come and go with other processes that use them), for the clip and for the same clip
-looped five times.
+`python benchmarks/end_to_end.py [--video FILE] [--runs 5] [--seconds 2] [--model hiera_tiny_512] [--objects 2]
+[--device cuda --precision bfloat16]` prints one table, and without options a second one. All sides work on the same
+frames in one run, alternating; ratios are medians. The whole job is measured with its defaults, and without the
+pictures of the review list. Memory is the peak of what the labelling process and its decoder hold of their own
+(anonymous and shared memory, each page once; the pages of libraries come and go with other processes that use them),
+for the clip and for the same clip looped five times.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def loop_video(source: Path, target: Path, times: int) -> None:
                 shift += end
 
 
-def chosen_model(name: str) -> LoadedModel:
-    """sam2_nano, or hiera_tiny at 512 px with random weights."""
+def chosen_model(name: str, device: str) -> LoadedModel:
+    """sam2_nano, or an architecture with random weights at some size: hiera_tiny_512."""
     if name == "sam2_nano":
-        return load_model(name)
-    model = random_model("sam2.1_hiera_tiny", 512)
-    return LoadedModel(name, model, 512, name, None, "cpu", Path(name))
+        return load_model(name, device=device)
+    architecture, _, size = name.rpartition("_")
+    model = random_model(f"sam2.1_{architecture}", int(size), device)
+    return LoadedModel(name, model, int(size), name, None, device, Path(name))
 
 
 def bare_seconds(video: Path, prompts: PromptSet, settings: Settings, loaded: LoadedModel) -> float:
@@ -78,7 +79,10 @@ def bare_seconds(video: Path, prompts: PromptSet, settings: Settings, loaded: Lo
     with FrameStream(info, settings.decode, resize=loaded.image_size, indices=sample.indices) as stream:
         frames = list(sample.frames(stream))
     started = time.perf_counter()
-    session = Session(loaded.model, prompts, (info.height, info.width), len(frames), reverse=False, keep_tokens=False)
+    session = Session(
+        loaded.model, prompts, (info.height, info.width), len(frames), reverse=False, keep_tokens=False,
+        precision=settings.model.precision,
+    )  # fmt: skip
     with torch_threads(settings, loaded):  # the same thread count on both sides
         session.prepare(lambda index: frames[index].rgb_hw3)
         for _ in session.forward(frames):
@@ -150,11 +154,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="of the video; all of it if left out")
     parser.add_argument("--objects", type=int, help="how many of the prompted objects; all if left out")
-    parser.add_argument("--model", choices=("sam2_nano", "hiera_tiny_512"), default="sam2_nano")
+    parser.add_argument("--model", default="sam2_nano", help="or hiera_SIZE_PIXELS with random weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
-    settings = load_settings(None, {"decode.end_seconds": args.seconds})
-    plain = load_settings(None, {"decode.end_seconds": args.seconds, "output.review_frames": False})
-    loaded = chosen_model(args.model)
+    overrides = {"decode.end_seconds": args.seconds, "model.precision": args.precision}
+    settings = load_settings(None, overrides)
+    plain = load_settings(None, {**overrides, "output.review_frames": False})
+    loaded = chosen_model(args.model, args.device)
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -173,7 +180,7 @@ def main() -> None:
         ]
         title = (
             f"whole job over bare propagation: {loaded.name}, {video.name}, {frames} frames, "
-            f"{len(prompts.objects)} objects, {os.cpu_count()} cores"
+            f"{len(prompts.objects)} objects, {args.device} {args.precision}, {os.cpu_count()} cores"
         )
         table = Table(title=title)
         for column in ("run", "bare s", "whole s", "ratio", "frames/s", "without pictures s", "ratio", "frames/s"):
@@ -190,7 +197,7 @@ def main() -> None:
             middle += ["", f"{ratio:.3f}", f"{rate:.1f}"]
         table.add_row(*middle)
         console.print(table)
-        if args.model != "sam2_nano" or args.seconds:
+        if args.model != "sam2_nano" or args.seconds or args.device != "cpu":
             return
 
         looped = folder / f"looped{video.suffix}"
