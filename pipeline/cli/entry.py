@@ -22,6 +22,7 @@ from pipeline.cli import (
     rescore,
     retry,
     retune,
+    review,
     show,
     snapshot,
     status,
@@ -56,6 +57,7 @@ app.command("retry")(retry.retry)
 app.command("gc")(gc.gc)
 app.command("forget")(forget.forget)
 app.add_typer(models.app, name="models")
+app.add_typer(review.app, name="review")
 app.add_typer(usam.app, name="usam")
 
 

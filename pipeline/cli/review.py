@@ -1,0 +1,18 @@
+"""`masksieve review`: what waits for people, the page they answer on, and what becomes of their answers."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline.cli.review_serve import serve
+
+app = typer.Typer(
+    help="Doubtful masks for people: a queue, a page to answer on, and corrections that flow back.",
+    no_args_is_help=True,
+)
+app.command("serve")(serve)
+
+
+@app.callback()
+def _several() -> None:
+    """Doubtful masks for people: a queue, a page to answer on, and corrections that flow back."""
