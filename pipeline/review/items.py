@@ -54,3 +54,14 @@ class Item:
         """Made from what is shown: when the stretch or its masks change, another item takes its place."""
         parts = (self.review_id, self.generation, self.frame_index, self.last_frame, self.rows)
         return hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:20]
+
+
+def about(item: Item) -> dict[str, object]:
+    """The fields of an `Answer` that tell what was shown, as they have to be of this item."""
+    return {
+        "item_id": item.item_id, "review_id": item.review_id, "video_id": item.video_id,
+        "generation": item.generation, "object_id": item.object_id, "label": item.label,
+        "first_frame": item.first_frame, "last_frame": item.last_frame, "rows": item.rows,
+        "audit": item.kind == "audit", "review_probability": item.review_probability,
+        "uncertainty": item.uncertainty, "reasons": item.reasons,
+    }  # fmt: skip
