@@ -1,4 +1,4 @@
-"""What the review's tests share: a drop of three drawn clips, labelled for real, with stretches to review and audits."""
+"""What the tests of the review share: a drop of three drawn clips, labelled for real, with stretches and audits."""
 
 from __future__ import annotations
 
