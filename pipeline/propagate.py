@@ -48,9 +48,9 @@ class Session:
 
     Every object starts at its first prompt. Objects whose memories are of one number share a batch; with `exact` each
     goes alone, and its masks are bit-identical to an upstream `SAM2VideoPredictor` session holding just that object
-    (float32, and bfloat16 on a CPU). Of past frames only what the model can still attend to is kept: conditioning
-    frames, the spatial memories and pointers in reach, and, if a reverse pass will come, the forward outputs just after
-    the first prompt, which that pass attends to.
+    (on a CPU in float32 and bfloat16, on a GPU in bfloat16). Of past frames only what the model can still attend to is
+    kept: conditioning frames, the spatial memories and pointers in reach, and, if a reverse pass will come, the forward
+    outputs just after the first prompt, which that pass attends to.
 
     Args:
         model: SAM2 in eval mode, with `fill_hole_area` 0.
