@@ -14,6 +14,8 @@ from pipeline.errors import StorageError
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Rows: TypeAlias = pa.Table | pa.RecordBatch
+GIVEN = ("mask", "answer")
+"""What `prompted` says of a mask that a person gave, as a prompt or as an answer to the review list."""
 
 
 def column(rows: Rows, name: str) -> pa.Array:
@@ -45,6 +47,12 @@ def equals(rows: Rows, name: str, text: str) -> Mask:
         return same
     values: Mask = pc.equal(found, text).fill_null(False).to_numpy(zero_copy_only=False)
     return values
+
+
+def given(rows: Rows) -> Mask:
+    """Where a person gave the mask itself: no prediction, and nothing to score."""
+    prompt, answer = GIVEN
+    return equals(rows, "prompted", prompt) | equals(rows, "prompted", answer)
 
 
 def codes(rows: Rows, name: str) -> tuple[npt.NDArray[np.int64], list[str | None]]:

@@ -48,6 +48,9 @@ class Commit(BaseModel):
         drop: the drop of this run; `first_seen` is the drop under which readers find the video, for good.
         files: layers with keys, rows and checksums; `rows` those of `masks`.
         run_id, attempt, started_at, finished_at, host: of the run; they are nowhere else.
+        corrects: the generation that people's answers corrected, by way of all corrections since; None without any.
+        answers: ids of all answers that the facts rest on, sorted.
+        base_work_key: the work key of the same facts without the answers: who labels the video finds this work done.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +70,19 @@ class Commit(BaseModel):
     started_at: datetime
     finished_at: datetime
     host: str
+    corrects: int | None = None
+    answers: tuple[str, ...] = ()
+    base_work_key: str | None = None
+
+    @property
+    def label_key(self) -> str:
+        """The work key by which `label` knows the facts: that of what people's answers were laid over."""
+        return self.base_work_key or self.work_key
+
+    def body(self) -> bytes:
+        """The commit as JSON. What it says of answers is left out where there are none, as in earlier releases."""
+        unset = {name for name in ("corrects", "answers", "base_work_key") if not getattr(self, name)}
+        return self.model_dump_json(indent=1, exclude=unset).encode()
 
     def file(self, layer: str) -> FileRecord:
         """The record of a layer. Raises StorageError if the generation has none."""
@@ -87,6 +103,13 @@ def work_key(
     """
     parts = [SCHEMA_VERSION, video_id, prompts_sha256, model_sha256, heads_sha256, dict(config)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def corrected_key(base_work_key: str, answers: Collection[str]) -> str:
+    """The work key of facts that rest on answers as well; without answers, that of the facts alone."""
+    if not answers:
+        return base_work_key
+    return hashlib.sha256(json.dumps(["answers", base_work_key, sorted(answers)]).encode()).hexdigest()
 
 
 def commit_key(video_id: str, generation: int) -> str:
@@ -204,21 +227,26 @@ class Ledger:
         run_id: str,
         attempt: int,
         started_at: datetime,
+        corrects: int | None = None,
+        answers: Collection[str] = (),
     ) -> Commit:
         """Make facts true as generation `parent + 1`.
 
         Args:    parent: the newest generation when the work began (0: none); work begun on an older one is refused.
+                 work_key: of the facts without answers.
                  files: records of what was written; `masks` among them.
+                 corrects, answers: of facts that rest on answers, see `Commit`.
         Returns: the commit; the one that is there, if a rival committed the very same work.
         Raises:  CommitConflict if the generation is taken by other work; ForgottenError.
         """
         self.refuse_forgotten(video_id)
         before = self.read(video_id, parent) if parent else None
+        own_key = corrected_key(work_key, answers)
         commit = Commit(
             video_id=video_id,
             generation=parent + 1,
             parent=parent,
-            work_key=work_key,
+            work_key=own_key,
             video_uri=video_uri,
             drop=drop,
             first_seen=before.first_seen if before else drop,
@@ -229,12 +257,15 @@ class Ledger:
             started_at=started_at,
             finished_at=datetime.now(UTC),
             host=socket.gethostname(),
+            corrects=corrects,
+            answers=tuple(sorted(answers)),
+            base_work_key=work_key if answers else None,
         )
         if self._publish(commit):
             self._take_back_forgotten(video_id)
             return commit
         newest = self.newest(video_id)
-        if newest is not None and newest.work_key == work_key:
+        if newest is not None and newest.work_key == own_key:
             return newest
         taken = "nothing" if newest is None else f"generation {newest.generation} of run {newest.run_id}"
         raise CommitConflict(f"generation {commit.generation} to be free", taken, "run again on top of it")
@@ -251,7 +282,7 @@ class Ledger:
             raise
 
     def _publish(self, commit: Commit) -> bool:
-        body = commit.model_dump_json(indent=1).encode()
+        body = commit.body()
         key = commit_key(commit.video_id, commit.generation)
         if self.store.probe_conditional_put():
             return self.store.put_if_absent(key, body)

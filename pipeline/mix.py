@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import equals, floats
+from pipeline.columns import equals, floats, given
 from pipeline.records import read_metadata
 from pipeline.storage.objects import ObjectStore
 from usam.drift import FEATURES
@@ -27,7 +27,7 @@ def video_features(labels: pa.Table, fps: float | None) -> list[float]:
     Args:    labels: all its rows, with `COLUMNS`. fps: of the file.
     Returns: NaN where it has no such number: without a scored row, a visible one, or a row at all.
     """
-    predicted = ~equals(labels, "visibility", "untracked") & ~equals(labels, "prompted", "mask")
+    predicted = ~equals(labels, "visibility", "untracked") & ~given(labels)
     visible, uncertainty = predicted & equals(labels, "visibility", "visible"), floats(labels, "uncertainty")[predicted]
     pixels = floats(labels, "height") * floats(labels, "width")
     return [
@@ -48,12 +48,15 @@ def mix_reference(store: ObjectStore, keys: Collection[str]) -> dict[str, Any] |
     Raises:  StorageError for labels that cannot be read.
     """
     chosen = sorted(keys, key=lambda key: hashlib.sha256(f"mix:{key}".encode()).digest())[:MOST_VIDEOS]
-    videos = []
+    ledger, videos = Ledger(store), []
     for key in chosen:
         with store.open(key) as raw:
             file = pq.ParquetFile(raw)
-            fps = read_metadata(file.schema_arrow).get("fps")
-            videos.append(video_features(file.read(columns=list(COLUMNS)), fps))
+            metadata, labels = read_metadata(file.schema_arrow), file.read(columns=list(COLUMNS))
+        if answered(labels):
+            commit = ledger.read(PurePosixPath(key).stem, metadata["generation"])
+            labels = decided_as_made(store, ledger, commit, metadata)
+        videos.append(video_features(labels, metadata.get("fps")))
     if len(videos) < 2:
         return None
     rows = [[None if math.isnan(value) else float(f"{value:.{DIGITS}g}") for value in video] for video in videos]

@@ -181,7 +181,7 @@ def _commit(
     """Write the facts with their new scores and commit them; the other layers are those of the generation before."""
     started_at, run_id = datetime.now(UTC), uuid.uuid4().hex
     # Facts of an earlier release do not say which prompts made them. Then `label` knows no such work, and labels again.
-    prompts = metadata.get("prompts_sha256") or f"as in {before.work_key}"
+    prompts = metadata.get("prompts_sha256") or f"as in {before.label_key}"
     model_sha256, config = heads.bank.card.model_sha256, metadata.get("config") or {}
     key = work_key(before.video_id, prompts, model_sha256, heads.sha256, config)
     attempt = f"{before.generation + 1:06d}-{run_id[:12]}"
@@ -197,7 +197,8 @@ def _commit(
     try:
         commit = ledger.commit(
             before.video_id, parent=before.generation, work_key=key, video_uri=before.video_uri, drop=before.drop,
-            files=files, run_id=run_id, attempt=1, started_at=started_at,
+            files=files, run_id=run_id, attempt=1, started_at=started_at, corrects=before.corrects,
+            answers=before.answers,
         )  # fmt: skip
     except (CommitConflict, ForgottenError):
         discard_facts(store, [record])

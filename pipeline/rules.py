@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from pipeline import reason_texts
-from pipeline.columns import Floats, Mask, Rows, codes, column, equals, flags, floats, score
+from pipeline.columns import Floats, Mask, Rows, codes, column, equals, flags, floats, given, score
 from pipeline.policy import Policy
 from pipeline.records import GAP_HEADS
 
@@ -112,7 +112,7 @@ class Examined:
         self._facts, self._policy = facts, policy
         untracked_n = equals(facts, "visibility", "untracked")
         self._untracked_n = untracked_n
-        self._given_n = equals(facts, "prompted", "mask") & ~untracked_n
+        self._given_n = given(facts) & ~untracked_n
         self._absent_n = equals(facts, "visibility", "absent") & ~self._given_n
         self.predicted_n = ~untracked_n & ~self._given_n
         self.scored_n = self.predicted_n if policy.absent == "score" else self.predicted_n & ~self._absent_n
@@ -151,8 +151,11 @@ class Examined:
     def rules(self, *, thresholds: bool = True) -> Iterator[Rule]:
         """Every rule in the order in which reasons are told, with or without those about the uncertainty."""
         policy, facts, always = self._policy, self._facts, reason_texts.always
-        yield Rule(self._untracked_n, "hold", always("untracked"), "add_prompt")
-        yield Rule(self._given_n, "accept", always("given"))
+        rejected_n, reviewed_n = equals(facts, "prompted", "reject"), equals(facts, "prompted", "answer")
+        yield Rule(self._untracked_n & ~rejected_n, "hold", always("untracked"), "add_prompt")
+        yield Rule(self._untracked_n & rejected_n, "hold", always("rejected by a reviewer"), "add_prompt")
+        yield Rule(self._given_n & ~reviewed_n, "accept", always("given"))
+        yield Rule(self._given_n & reviewed_n, "accept", always("reviewed"))
         if policy.absent != "score":
             action = None if policy.absent == "accept" else "confirm_absent"
             yield Rule(self._absent_n, policy.absent, always("object absent"), action)

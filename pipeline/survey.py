@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.columns import equals
+from pipeline.columns import equals, given
 from pipeline.ledger import Commit
 from pipeline.policy import Policy
 from pipeline.records import MASKS, read_metadata, upgraded
@@ -67,7 +67,7 @@ def survey(facts: pq.ParquetFile, policy: Policy, commit: Commit, *, columns: Se
             counts[name] += count
         for name in ("visible", "absent", "untracked"):
             counts[name] += int(equals(batch, "visibility", name).sum())
-        counts["given"] += int(equals(batch, "prompted", "mask").sum())
+        counts["given"] += int(given(batch).sum())
         finder.add(*numbers(batch), sides)
     places = Places(finder.stretches(), policy.review_stretches_per_video)
     counts["review"] -= places.unseen_rows

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import rle
-from pipeline.columns import Floats, equals, floats
+from pipeline.columns import Floats, equals, floats, given
 from pipeline.drops import VIDEO_SUFFIXES
 from pipeline.judged import Fact, Judged, Source, TruthError, said
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
-from pipeline.records import MASKS, read_metadata, upgraded
+from pipeline.records import read_metadata
+from pipeline.review.as_made import as_made, light_rows
 from pipeline.storage.objects import ObjectStore
-from pipeline.survey import HEAVY_COLUMNS
 from pipeline.traces import json_body
 from pipeline.truth_coco import CocoVideos
 from pipeline.truth_masks import NPZ, NpzFolder, PaletteFolders
@@ -85,22 +85,29 @@ def open_truth(path: str | Path) -> Source:
 
 
 def read_truth(
-    source: Source, store: ObjectStore, *, drops: Sequence[str] = (), scratch_dir: Path | None = None
+    source: Source,
+    store: ObjectStore,
+    *,
+    drops: Sequence[str] = (),
+    corrected: bool = False,
+    scratch_dir: Path | None = None,
 ) -> Iterator[VideoTruth]:
-    """Hold the newest facts of every video that truth speaks of against it.
+    """Hold the newest facts of every video that truth speaks of against it, as the model alone made them.
 
     Videos and rows that the output does not have are passed over; a video under several names is one.
 
     Args:
         source: from `open_truth`.
         drops: only videos that were first seen in these, all if empty.
+        corrected: take the facts with what people corrected in them, which says nothing of masks that nobody has seen.
     Yields: videos in the order of the truth, those without a judged row left out.
     Raises: TruthError if it fits no row at all, names a video that could be several, or says two things of one row;
             StorageError for facts that are damaged.
     """
     named, unknown = _videos(source, store, drops)
-    found = 0
-    for names, commit in named:
+    ledger, found = Ledger(store), 0
+    for names, newest in named:
+        commit = newest if corrected else as_made(ledger, newest)
         video = _judged(source, names, commit, store, scratch_dir)
         if video is not None:
             found += 1
@@ -185,11 +192,11 @@ def _judged(
                 raise TruthError(error.expected, error.got, error.next_step) from error
         if not rows:
             return None
-        table, metadata = _light(file), read_metadata(file.schema_arrow)
+        table, metadata = light_rows(file), read_metadata(file.schema_arrow)
     keys = zip(table.column("frame_index").to_pylist(), table.column("object_id").to_pylist(), strict=True)
     found = [rows.get(key) for key in keys]
     judged = [one for one in found if one is not None]
-    predicted_n = ~equals(table, "visibility", "untracked") & ~equals(table, "prompted", "mask")
+    predicted_n = ~equals(table, "visibility", "untracked") & ~given(table)
     return VideoTruth(
         commit, metadata, table.filter(pa.array([one is not None for one in found])),
         np.array([one.iou for one in judged]), np.array([one.weight for one in judged]), int(predicted_n.sum()),
@@ -203,12 +210,3 @@ def _facts(file: pq.ParquetFile) -> Iterator[Fact]:
             if row["visibility"] != "untracked":
                 where = row["frame_index"], row["object_id"], row["height"], row["width"]
                 yield Fact(*where, row["rle"] or rle.empty_mask(*where[2:]).counts, row["area_px"] or 0)
-
-
-def _light(file: pq.ParquetFile) -> pa.Table:
-    """All columns but the masks, as this release names them."""
-    schema = file.schema_arrow
-    there = set(schema.names) - set(HEAVY_COLUMNS)
-    names = [name for name in MASKS.names if name in there]
-    version = str(read_metadata(schema).get("schema_version"))
-    return pa.Table.from_batches([upgraded(batch, version) for batch in file.iter_batches(columns=names)])

@@ -6,15 +6,17 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.audits import Audited
 from pipeline.certificate import Certificate
-from pipeline.columns import equals
+from pipeline.columns import equals, given
 from pipeline.errors import StorageError, UnavailableError
-from pipeline.ledger import Commit
+from pipeline.ledger import Commit, Ledger
 from pipeline.mix import COLUMNS, video_features
 from pipeline.records import read_metadata
+from pipeline.review.as_made import decided_as_made
 from pipeline.storage.manifest import derived_key
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import video_mark
@@ -57,13 +59,17 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
             if not decided or metadata.get("generation") != commit.generation:
                 return None
             labels = file.read(columns=list(COLUMNS))
-        audited = _audited(store, commit) if metadata["counts"]["audit"] else []
+        if commit.corrects is not None:  # an audited mask that was found bad is no longer there
+            labels = decided_as_made(store, Ledger(store), commit, metadata)
+            audited = _drawn(commit, labels, metadata["policy"]["audit_rate"])
+        else:
+            audited = _audited(store, commit) if metadata["counts"]["audit"] else []
     except UnavailableError:
         raise
     except StorageError:
         return None
     most = certificate.max_rows_per_video
-    predicted = ~equals(labels, "visibility", "untracked") & ~equals(labels, "prompted", "mask")
+    predicted = ~equals(labels, "visibility", "untracked") & ~given(labels)
     return WatchedVideo(
         mark=video_mark(commit.video_id),
         at=commit.finished_at,
@@ -85,6 +91,15 @@ def _audited(store: ObjectStore, commit: Commit) -> list[Audited]:
         )
         for row in rows
     ]  # fmt: skip
+
+
+def _drawn(commit: Commit, rows: pa.Table, rate: float) -> list[Audited]:
+    """The rows that an audit drew among the masks as they were made."""
+    drawn = rows.filter(rows["audit"]).select(["frame_index", "object_id", "label", "area_px"]).to_pylist()
+    return [
+        Audited("", commit.video_id, row["frame_index"], row["object_id"], row["label"], rate, not row["area_px"])
+        for row in drawn
+    ]
 
 
 def _group(certificate: Certificate, source: str, label: str | None, model: str) -> int:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.columns import GIVEN
 from pipeline.records import read_metadata
 from pipeline.rle import decode, empty_mask, encode_mask
 from pipeline.snapshot.manifest import Look
@@ -132,7 +133,8 @@ class VideoLabels:
 
 
 REASONS = (
-    "untracked", "object absent", "no score", "uncertainty", "never accepted", "no model gap", "model gap",
+    "untracked", "rejected by a reviewer", "object absent", "no score", "uncertainty", "never accepted", "no model gap",
+    "model gap",
     "no prompt gap", "prompt gap", "no task gap", "task gap", "object score", "temporal break", "area change",
     "area share", "area", "across a scene cut", "label", "held",
 )  # fmt: skip
@@ -148,7 +150,7 @@ def _kind(reasons: list[str] | None) -> str:
 def _origin(row: Row) -> str:
     """Where an object's mask on this frame comes from."""
     names = {"mask": "mask given by a person", "click": "prompted by a click", "box": "prompted by a box"}
-    names["auto"] = "found automatically"
+    names |= {"auto": "found automatically", "answer": "confirmed or given by a reviewer"}
     if row["prompted"] is None:
         return "followed, found automatically" if row.get("auto") else "followed from a prompt"
     return names.get(row["prompted"], str(row["prompted"]))
@@ -181,7 +183,7 @@ def frame_row(
             {
                 "object_id": row["object_id"], "label": row["label"], "rle": scaled_mask(row, size),
                 "weight": row["weight"], "calibrated_iou": row["calibrated_iou"], "uncertainty": row["uncertainty"],
-                "given": row["prompted"] == "mask", "decision": row["decision"],
+                "given": row["prompted"] in GIVEN, "decision": row["decision"],
             }
             for row in objects
         ],

@@ -76,6 +76,24 @@ def test_generations_count_up_and_the_newest_decides(ledger: Ledger) -> None:
     assert body["host"]
 
 
+def test_a_commit_says_which_answers_it_rests_on_and_otherwise_reads_as_ever(ledger: Ledger) -> None:
+    plain = commit(ledger, 0, "k1")
+    body = json.loads(ledger.store.get(commit_key(VIDEO, 1)))
+    assert not {"corrects", "answers", "base_work_key"} & body.keys()
+    assert plain.label_key == "k1"
+    about: dict[str, Any] = {
+        "work_key": "k1", "video_uri": "v.mp4", "drop": "first", "files": plain.files, "attempt": 1,
+        "started_at": STARTED, "corrects": 1, "answers": ["b" * 8, "a" * 8],
+    }  # fmt: skip
+    corrected = ledger.commit(VIDEO, parent=1, run_id="one", **about)
+    assert (corrected.corrects, corrected.answers) == (1, ("a" * 8, "b" * 8))
+    assert corrected.label_key == "k1" != corrected.work_key
+    assert ledger.newest(VIDEO) == corrected
+    assert ledger.commit(VIDEO, parent=1, run_id="two", **about) == corrected  # the same answers: the same work
+    with pytest.raises(CommitConflict):
+        ledger.commit(VIDEO, parent=1, run_id="three", **about | {"answers": ["c" * 8]})
+
+
 def test_work_begun_on_an_older_generation_is_refused(ledger: Ledger) -> None:
     commit(ledger, 0, "k1")
     commit(ledger, 1, "k2")
@@ -275,7 +293,7 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(postgres_url: str, rc
 
     store = ObjectStore(rclone_s3.new_bucket(), rclone_s3.settings(retry_seconds=20))
     ledger = Ledger(store, postgres_url)
-    engine, rng = ledger.sql._engine, random.Random(4)
+    engine, rng = ledger.sql.database.engine, random.Random(4)
 
     def breaking(connection: Any) -> None:
         if rng.random() < 0.4:
@@ -287,20 +305,20 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(postgres_url: str, rc
     sqlalchemy.event.remove(engine, "begin", breaking)
 
     landed = iter((True,))
-    real = type(ledger.sql)._begun
+    real = type(ledger.sql.database).begun
 
     @contextmanager
-    def lost_answer(self: Any) -> Iterator[Any]:
-        with real(self) as connection:
+    def lost_answer(self: Any, **given: Any) -> Iterator[Any]:
+        with real(self, **given) as connection:
             yield connection
         if next(landed, False):
             raise sqlalchemy.exc.OperationalError("x", {}, psycopg.OperationalError("connection lost"))
 
     sql: Any = ledger.sql
-    sql._begun = lost_answer.__get__(sql)
+    sql.database.begun = lost_answer.__get__(sql.database)
     assert sql.insert("elsewhere", VIDEO, 1, b"mine")
     assert not sql.insert("elsewhere", VIDEO, 1, b"another")
-    sql._begun = real.__get__(sql)
+    sql.database.begun = real.__get__(sql.database)
     sql.delete("elsewhere", VIDEO)
 
 

@@ -36,7 +36,7 @@ maybe = st.one_of(st.none(), share(), st.just(math.nan))
 rows = st.fixed_dictionaries(
     {
         "visibility": st.sampled_from(["visible"] * 4 + ["absent", "untracked"]),
-        "prompted": st.sampled_from([None] * 4 + ["mask", "click", "auto"]),
+        "prompted": st.sampled_from([None] * 4 + ["mask", "click", "auto", "answer", "reject"]),
         "label": st.sampled_from(["cup", "dog", None]),
         "auto": st.booleans(),
         "across_cut": st.booleans(),
@@ -93,7 +93,7 @@ def plain_reading(row: dict[str, Any], policy: Policy) -> str:
 
     if row["visibility"] == "untracked":
         return "hold"
-    if row["prompted"] == "mask":
+    if row["prompted"] in ("mask", "answer"):
         return "accept"
     to, absent = {"accept"}, row["visibility"] == "absent"
     group = next(
@@ -255,3 +255,19 @@ def test_texts_made_for_many_rows_are_those_of_each_row(values: list[float], lim
         digits = next((count for count in range(2, 9) if round(compared, count) != round(limit, count)), 9)
         text = f"uncertainty {compared:.{digits}f} > {limit:.{digits}f}"
         assert said["reasons"] == ([text] if compared > limit else [])
+
+
+def test_what_a_person_answered_is_accepted_or_held_for_good_and_is_no_prediction() -> None:
+    """Not even a policy that accepts nothing, or holds the label, changes it."""
+    batch = facts(
+        {"prompted": "answer", "label": "dog"},
+        {"prompted": "answer", "visibility": "absent", "area_px": 0},
+        {"prompted": "reject", "visibility": "untracked", "area_px": None},
+    )
+    policy = Policy(max_uncertainty=0.0, absent="hold", labels={"dog": "hold"}, audit_rate=1.0)
+    said = decide(batch, policy).to_pylist()
+    assert [(row["decision"], row["reasons"]) for row in said] == [
+        ("accept", ["reviewed"]), ("accept", ["reviewed"]), ("hold", ["rejected by a reviewer"])
+    ]  # fmt: skip
+    assert not any(row["audit"] or row["uncertainty"] is not None for row in said)
+    assert not ruled(batch, policy, source="", model=None).predicted_n.any()
