@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from usam.capture import DecoderCall, TokenCapture
+from usam.capture import TokenCapture
 from usam.image import EncodedImage, encode_image
 
 if TYPE_CHECKING:
