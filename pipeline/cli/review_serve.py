@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.console import FAILED, complain, results
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.output import Out, existing_output
 
@@ -29,8 +30,19 @@ def serve(
     set_: Set = None,
 ) -> None:
     """Serve the review page until it is stopped (Ctrl-C or SIGTERM); all answers are written out then."""
-    settings = make_settings(config, set_)
-    store = existing_output(out, settings.storage)
+    from pipeline.review.serve import Listening
     from pipeline.review.serve import serve as job
 
-    job(store, settings, database=database, host=host, port=port, token_file=token_file, sync_seconds=sync_seconds)
+    settings = make_settings(config, set_)
+    store = existing_output(out, settings.storage)
+
+    def ready(listening: Listening) -> None:
+        results().print(listening.login_url if listening.made else listening.url, soft_wrap=True)
+
+    left = job(
+        store, settings, database=database, host=host, port=port, token_file=token_file, sync_seconds=sync_seconds,
+        ready=ready,
+    )  # fmt: skip
+    if left:
+        complain(f"{left} answers are still in the queue alone", hint="masksieve review apply writes them out")
+        raise typer.Exit(FAILED)

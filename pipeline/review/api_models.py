@@ -1,4 +1,4 @@
-"""What goes over the review API: bodies that are asked and answered with, their sizes bounded, nothing unknown in them."""
+"""What goes over the review API: bodies of questions and answers, their sizes bounded, nothing unknown in them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from usam.capture import TokenCapture
 from usam.image import EncodedImage, encode_image
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Editor:
     ) -> list[Candidate]:
         model, device = self._model, features.features_1chw.device
         points, labels = _sparse(points_n2, labels_n, box_xyxy, video_hw, int(model.image_size))
-        with self._lock, TokenCapture(model) as capture:
+        with self._lock:
             dense = None if current_mask_hw is None else _dense(current_mask_hw, model).to(device)
             sparse, dense = model.sam_prompt_encoder(
                 points=(points.to(device), labels.to(device)), boxes=None, masks=dense

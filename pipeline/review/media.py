@@ -1,4 +1,4 @@
-"""Pictures of items: decoded from the video in the background when an item is claimed, kept within bounds, else stored ones."""
+"""Pictures of items: decoded in the background once an item is claimed, kept within bounds; else the stored ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Media:
     """
 
     def __init__(self, store: ObjectStore, settings: Settings, editor: Callable[[], Editor]) -> None:
-        self._store, self._settings, self._editor = store, settings, editor
+        self._store, self._settings, self.editor = store, settings, editor
         self.masks = ShownMasks(store)
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Future[_Pictures]] = OrderedDict()
@@ -107,7 +107,7 @@ class Media:
         pictures = self.prepare(item).result(WAIT_SECONDS)
         if frame_index not in pictures.features:
             data = self.jpeg(item, frame_index)
-            pictures.features[frame_index] = self._editor().features(np.asarray(Image.open(io.BytesIO(data))))
+            pictures.features[frame_index] = self.editor().features(np.asarray(Image.open(io.BytesIO(data))))
         return pictures.features[frame_index]
 
     def candidates(self, item: Item) -> list[Candidate]:
@@ -118,7 +118,7 @@ class Media:
         size = item.height, item.width
         row = self.masks.of(item).rows[item.frame_index]
         shown_hw = np.zeros(size, bool) if row.counts is None else decode(row.counts, *size)
-        found = self._editor().candidates(self.features(item, item.frame_index), shown_hw, size)
+        found = self.editor().candidates(self.features(item, item.frame_index), shown_hw, size)
         with self._lock:
             self._candidates[item.item_id] = found
             while len(self._candidates) > 64:
@@ -153,7 +153,7 @@ class Media:
                 pictures.jpegs[frame.index] = jpeg_bytes(frame.rgb_hw3, QUALITY)
                 if frame.index == item.frame_index:
                     try:
-                        pictures.features[frame.index] = self._editor().features(frame.rgb_hw3)
+                        pictures.features[frame.index] = self.editor().features(frame.rgb_hw3)
                     except MasksieveError as error:
                         log.warning("no masks can be made: %s", error)
 
