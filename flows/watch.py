@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 from flows import artifacts
 from flows.open_flow import open_flow
 from pipeline.audits import Verdicts
+from pipeline.review.verdicts import answers_as_verdicts
 from pipeline.settings import load_settings, refuse_secrets
 from pipeline.storage.objects import ObjectStore
 from pipeline.storage.secrets import masked
@@ -35,7 +36,8 @@ def watch(
 
     Args:
         out: folder or s3:// prefix of the labels.
-        audits: verdicts as Parquet on the worker, a file or a folder; None: only the mix is looked at.
+        audits: verdicts as Parquet on the worker, a file or a folder; `answers` for those of the output itself; None:
+            only the mix is looked at.
         certificate: its id; the newest that is not void if None.
         config, overrides: how the store is reached; no secrets.
         alpha, batch_videos, patience_days: see `pipeline.watch.Options`.
@@ -45,7 +47,10 @@ def watch(
     refuse_secrets(overrides)
     settings = load_settings(config, overrides)
     store = ObjectStore(out, settings.storage)
-    verdicts = None if audits is None else Verdicts(Path(audits))
+    verdicts = None
+    if audits is not None:
+        with answers_as_verdicts(store, Path(audits)) as path:
+            verdicts = Verdicts(path)
     options = Options(alpha, batch_videos, patience_days)
     watched = watch_certificate(store, the_certificate(store, certificate), verdicts, options)
     found = {

@@ -14,7 +14,7 @@ from pipeline.errors import MasksieveError
 
 VERDICTS = ("accept", "reject", "absent")
 WHERE = ("video_id", "frame_index", "object_id")
-_TYPES = {"frame_index": pa.int64(), "object_id": pa.int64(), "iou": pa.float64()}
+_TYPES = {"frame_index": pa.int64(), "object_id": pa.int64(), "iou": pa.float64(), "audit": pa.bool_()}
 
 
 class AuditError(MasksieveError):
@@ -41,7 +41,8 @@ class Audited(NamedTuple):
 class Verdicts:
     """What was said of rows: `verdict` (accept, reject, or absent: the object is not there), or `iou` with the truth.
 
-    A null is no verdict. Where both columns are there, `iou` counts in the rows that have one.
+    A null is no verdict. Where both columns are there, `iou` counts in the rows that have one. A row whose `audit` is
+    false is passed over.
 
     Args:   path: a Parquet file, or a folder of them, with `review_id` or with video_id, frame_index, object_id.
     Raises: AuditError for files that cannot be read, columns that are missing, or two verdicts on one row.
@@ -80,7 +81,7 @@ class Verdicts:
     def _note(self, row: dict[str, Any], file: Path) -> None:
         verdict, iou = row.get("verdict"), row.get("iou")
         iou = None if iou is None or math.isnan(iou) else float(iou)
-        if verdict is None and iou is None:
+        if (verdict is None and iou is None) or row.get("audit") is False:
             return
         where = tuple(row.get(name) for name in WHERE)
         key = row.get("review_id") if None in where else where  # a review_id may stand for several rows
@@ -100,7 +101,7 @@ class Verdicts:
 def _read(file: Path) -> list[dict[str, Any]]:
     try:
         names = set(pq.read_schema(file).names)
-        wanted = [name for name in ("review_id", *WHERE, "verdict", "iou") if name in names]
+        wanted = [name for name in ("review_id", *WHERE, "verdict", "iou", "audit") if name in names]
         if not ({"review_id"} <= names or set(WHERE) <= names) or not names & {"verdict", "iou"}:
             expected = f"columns review_id, or {', '.join(WHERE)}; and verdict or iou"
             raise AuditError(expected, f"{', '.join(sorted(names))} in {file}", "add them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.columns import equals, floats, given
+from pipeline.ledger import Ledger
 from pipeline.records import read_metadata
+from pipeline.review.as_made import answered, decided_as_made
 from pipeline.storage.objects import ObjectStore
 from usam.drift import FEATURES
 

@@ -84,7 +84,7 @@ def load_truth(
         )
     total, found = len(source.names()), dict[str, TrueRows]()
     drops = sorted({file.source for file in labels.files})
-    for video in read_truth(source, labels.store, drops=drops, scratch_dir=scratch_dir):
+    for video in read_truth(source, labels.store, drops=drops, corrected=True, scratch_dir=scratch_dir):
         keys = row_key(*(video.facts.column(name).to_numpy() for name in _KEYS[1:]))
         found[video.commit.video_id] = _sorted(keys, video.iou_n, video.weight_n)
         if progress is not None:

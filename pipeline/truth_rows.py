@@ -30,7 +30,8 @@ class RowFiles:
     """Rows that are judged: video_id or video, frame_index, object_id, and one of
 
     - `verdict`: accept, reject, or absent (the object is not there); null is not judged. `review_probability` says how
-      likely the row was to be shown, in (0, 1]; without that column only rows whose `audit` is true count.
+      likely the row was to be shown, in (0, 1]; without that column, or where it is empty and there is `audit`, only
+      rows whose `audit` is true count. Where `iou` is there too it counts in the rows that have one.
     - `iou` of the predicted mask with the truth, in [0, 1]; null is not judged.
     - `rle`, `height`, `width`: the true mask as COCO counts, of no pixel where the object is absent.
 
@@ -99,7 +100,7 @@ class RowFiles:
     def _silent(self, row: dict[str, Any]) -> bool:
         """Whether nobody judged the row, or it was shown because it was uncertain and nobody says how likely."""
         if self.kind == "verdicts":
-            unweighted = "review_probability" not in row and not row["audit"]
+            unweighted = "audit" in row and not row["audit"] and row.get("review_probability") is None
             return row["verdict"] is None or unweighted
         return row["rle" if self.kind == "masks" else "iou"] is None
 
@@ -108,14 +109,12 @@ class RowFiles:
             verdict = row["verdict"]
             if verdict not in VERDICTS:
                 raise TruthError(f"a verdict out of {', '.join(VERDICTS)}", f"{verdict!r} for {where}", "correct it")
+            if row.get("iou") is not None:  # of a mask that a person put in its place
+                return _share(row["iou"], where)
             right = fact.area_px == 0 if verdict == "absent" else verdict == "accept"
             return float(right)
         if self.kind == "iou":
-            if not 0 <= row["iou"] <= 1:  # NaN too
-                raise TruthError(
-                    "iou in [0, 1]", f"{row['iou']:g} for {where}", "give a share; leave it empty if unknown"
-                )
-            return float(row["iou"])
+            return _share(row["iou"], where)
         size = (row["height"], row["width"])
         if size != (fact.height, fact.width):
             got = f"{size[1]}x{size[0]}"
@@ -137,6 +136,13 @@ class RowFiles:
             except (OSError, pa.ArrowException) as error:
                 raise _unreadable(file, error) from error
         return self._group[1]
+
+
+def _share(iou: float, where: str) -> float:
+    """An IoU that was given."""
+    if not 0 <= iou <= 1:  # NaN too
+        raise TruthError("iou in [0, 1]", f"{iou:g} for {where}", "give a share; leave it empty if unknown")
+    return float(iou)
 
 
 def _weight(row: dict[str, Any], where: str) -> float:
@@ -167,11 +173,12 @@ def _contract(file: Path) -> tuple[str, tuple[str, ...]]:
         lacking = ", ".join([*([] if video else ["video_id"]), *missing])
         expected = "columns video_id (or video), frame_index, object_id, and verdict, iou, or rle, height, width"
         raise TruthError(expected, f"no {lacking} in {file}", "add them")
-    seen = [name for name in _SEEN if name in names][:1] if kind == "verdicts" else []
+    seen = [name for name in _SEEN if name in names] if kind == "verdicts" else []
     if kind == "verdicts" and not seen:
         step = "keep that column of the review list: rows shown because they were uncertain speak for no others"
         raise TruthError("how likely each row was to be reviewed", f"no review_probability or audit in {file}", step)
     marked = [MARK] if MARK in names and kind != "masks" else []
+    marked += ["iou"] if "iou" in names and kind == "verdicts" else []
     return kind, (video, *KEYS, *needed, *seen, *marked)
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import StorageError
 from pipeline.ledger import Ledger
 from pipeline.mix import reference_of
 from pipeline.records import read_metadata
+from pipeline.review.as_made import as_made
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import Bets, Entered, Look, Record, WatchError, read_record, video_mark, write_record
 from pipeline.watch_video import WatchedVideo, read_video
@@ -195,7 +196,8 @@ class _Step:
             return more and truth_mark(video_id) not in calibrating
 
         ids = [video_id for video_id in ledger.newest_generations() if wanted(video_id)]
-        commits = sorted(ledger.read_all(ids), key=lambda commit: (commit.finished_at, commit.video_id))
+        commits = list(ledger.read_all(ids))
+        commits.sort(key=lambda commit: (as_made(ledger, commit).finished_at, commit.video_id))
         for number, commit in enumerate(commits, 1):
             video = read_video(store, commit, self.certificate)
             progress(commit.video_uri, number, len(commits))

@@ -16,7 +16,7 @@ from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.mix import COLUMNS, video_features
 from pipeline.records import read_metadata
-from pipeline.review.as_made import decided_as_made
+from pipeline.review.as_made import as_made, decided_as_made
 from pipeline.storage.manifest import derived_key
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import video_mark
@@ -29,7 +29,7 @@ class WatchedVideo:
     """A video that a certificate covers.
 
     Args:
-        mark: stands for it. at: when its facts were committed.
+        mark: stands for it. at: when its facts were first committed, before any correction.
         features: by `usam.drift.FEATURES`.
         audited: accepted rows that were drawn. groups: the certificate's group of each.
         scale: weight of a row: below 1 where the video has more rows than count; where videos count alike, what makes
@@ -51,6 +51,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
              another model, heads or settings, or decided by other rules or thresholds.
     Raises:  UnavailableError if the store does not answer.
     """
+    ledger = Ledger(store)
     try:
         with store.open(derived_key("labels", commit.first_seen, commit.video_id)) as raw:
             file = pq.ParquetFile(raw)
@@ -60,7 +61,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
                 return None
             labels = file.read(columns=list(COLUMNS))
         if commit.corrects is not None:  # an audited mask that was found bad is no longer there
-            labels = decided_as_made(store, Ledger(store), commit, metadata)
+            labels = decided_as_made(store, ledger, commit, metadata)
             audited = _drawn(commit, labels, metadata["policy"]["audit_rate"])
         else:
             audited = _audited(store, commit) if metadata["counts"]["audit"] else []
@@ -72,7 +73,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
     predicted = ~equals(labels, "visibility", "untracked") & ~given(labels)
     return WatchedVideo(
         mark=video_mark(commit.video_id),
-        at=commit.finished_at,
+        at=as_made(ledger, commit).finished_at,
         features=video_features(labels, metadata.get("fps")),
         audited=audited,
         groups=[_group(certificate, commit.first_seen, row.label, metadata["model"]["name"]) for row in audited],

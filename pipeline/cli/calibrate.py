@@ -55,7 +55,10 @@ def calibrate(
     ],
     truth: Annotated[
         str,
-        typer.Option(help="COCO JSON, Parquet (IoU, masks or verdicts), or a folder of id maps.", show_default=False),
+        typer.Option(
+            help="COCO JSON, Parquet (IoU, masks or verdicts), a folder of id maps; or the word: answers.",
+            show_default=False,
+        ),
     ],
     at_most: Annotated[
         float | None,
@@ -109,6 +112,7 @@ def calibrate(
     from pipeline.calibrate_request import Request
     from pipeline.policy import load_policy
     from pipeline.render.reliability import draw_reliability
+    from pipeline.review.verdicts import answers_as_verdicts
     from pipeline.truth import open_truth
 
     settings = make_settings(config, set_)
@@ -117,14 +121,14 @@ def calibrate(
         {"--confidence": confidence, "--start-coverage": start_coverage}, {"--map-share": map_share},
         {"--valid-days": valid_days, "--videos-per-day": videos_per_day},
     )  # fmt: skip
-    existing_output(manifest, settings.storage)
-    with reading_the_call():
+    store = existing_output(manifest, settings.storage)
+    with reading_the_call(), answers_as_verdicts(store, Path(truth)) as known:
         request = Request(
             promise, load_policy(policy) if policy is not None else settings.policy, confidence, estimand.value,
             tuple(one.strip() for one in by.split(",") if one.strip()), min_videos, review_budget, budget_unit.value,
             videos_per_day, valid_days, map_share, method.value, start_coverage, max_rows_per_video, tuple(drop or ()),
         )  # fmt: skip
-        source = open_truth(truth)
+        source = open_truth(truth if "://" in truth else known)
         try:
             out.expanduser().parent.mkdir(parents=True, exist_ok=True)
             if out.expanduser().is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from pipeline.cli.review_export import export
 from pipeline.cli.review_serve import serve
 
 app = typer.Typer(
@@ -11,6 +12,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("serve")(serve)
+app.command("export")(export)
 
 
 @app.callback()

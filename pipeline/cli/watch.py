@@ -24,7 +24,10 @@ def watch(
     out: Out,
     audits: Annotated[
         Path | None,
-        typer.Option("--audits", help="Verdicts as Parquet: review_id, or video_id, frame_index, object_id; verdict."),
+        typer.Option(
+            "--audits",
+            help="Verdicts as Parquet (review_id, or video_id, frame_index, object_id; verdict), or: answers.",
+        ),
     ] = None,
     certificate: Annotated[
         str | None, typer.Option("--certificate", help="Its id.", show_default="the newest that is not void")
@@ -44,16 +47,20 @@ def watch(
     """
     from pipeline.audits import AuditError, Verdicts
     from pipeline.certificate import CertificateError
+    from pipeline.review.answers import ReviewError
+    from pipeline.review.verdicts import answers_as_verdicts
     from pipeline.watch import Options, the_certificate
     from pipeline.watch import watch as job
     from pipeline.watch_record import WatchError
 
     settings = make_settings(config, set_)
     store = existing_output(out, settings.storage)
-    if audits is not None and not audits.expanduser().exists():
-        raise CallError(f"verdicts at {audits}", "nothing", "check the path")
-    with reading_the_call(AuditError):
-        verdicts = None if audits is None else Verdicts(audits.expanduser())
+    verdicts = None
+    if audits is not None:
+        with reading_the_call(AuditError), reading_the_call(ReviewError), answers_as_verdicts(store, audits) as path:
+            if not path.expanduser().exists():
+                raise CallError(f"verdicts at {audits}", "nothing", "check the path")
+            verdicts = Verdicts(path.expanduser())
     with reading_the_call(CertificateError), reading_the_call(WatchError):
         watched_one = the_certificate(store, certificate)
     with (
