@@ -66,6 +66,7 @@ def create_app(desk: Desk) -> Any:
         redoc_url=None,
         default_response_class=PlainJSON,
     )
+    app.state.access = desk.access
     tell_errors(app)
     app.include_router(_open_routes(desk))
     app.include_router(_routes(desk))
@@ -86,6 +87,18 @@ def _cookie_name(request: Request) -> str:
     """Browsers share cookies between ports, so that each server needs a name of its own."""
     server = request.scope.get("server") or ("", 0)
     return f"masksieve-review-{server[1] or 0}"
+
+
+def _who(request: Request) -> str:
+    access: Access = request.app.state.access
+    headers = request.headers
+    return access.reviewer(
+        request.cookies.get(_cookie_name(request)), headers.get("authorization"), headers.get("x-reviewer"),
+        _address(request),
+    )  # fmt: skip
+
+
+Reviewer = Annotated[str, Depends(_who)]
 
 
 def _open_routes(desk: Desk) -> APIRouter:
@@ -127,22 +140,14 @@ def _routes(desk: Desk) -> APIRouter:
     queue, media = desk.queue, desk.media
     waiting = _Waiting(queue)
 
-    def who(request: Request) -> str:
-        headers = request.headers
-        return desk.access.reviewer(
-            request.cookies.get(_cookie_name(request)), headers.get("authorization"), headers.get("x-reviewer"),
-            _address(request),
-        )  # fmt: skip
-
-    reviewer_of = Annotated[str, Depends(who)]
-    router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(who)])
+    router = APIRouter(prefix="/api/v1", responses=REFUSALS, dependencies=[Depends(_who)])
 
     @router.get("/me")
-    def me(reviewer: reviewer_of) -> m.Me:
+    def me(reviewer: Reviewer) -> m.Me:
         return _me(desk, reviewer)
 
     @router.post("/claim")
-    def claim(body: m.ClaimBody, reviewer: reviewer_of) -> m.Claimed:
+    def claim(body: m.ClaimBody, reviewer: Reviewer) -> m.Claimed:
         leases = queue.claim(reviewer, body.count, item_id=body.item_id, drop=body.drop, label=body.label)
         for leased in leases:
             media.prepare(leased.item)
@@ -153,7 +158,7 @@ def _routes(desk: Desk) -> APIRouter:
         return seen_item(queue.item(item_id), media.masks)
 
     @router.post("/items/{item_id}/answer")
-    def answer(item_id: ItemId, body: m.AnswerBody, reviewer: reviewer_of) -> m.AnsweredOut:
+    def answer(item_id: ItemId, body: m.AnswerBody, reviewer: Reviewer) -> m.AnsweredOut:
         done = queue.answer(body.lease_id, _answer(desk, queue.item(item_id), body, reviewer))
         return m.AnsweredOut(
             answer_id=done.answer_id, undo_seconds=seconds_left(done.undo_until), answered_today=done.answered_today
@@ -174,7 +179,7 @@ def _routes(desk: Desk) -> APIRouter:
         return m.Renewed(seconds_left=seconds_left(queue.renew(item_id, body.lease_id)))
 
     @router.post("/undo")
-    def undo(body: m.UndoBody, reviewer: reviewer_of) -> m.LeaseOut:
+    def undo(body: m.UndoBody, reviewer: Reviewer) -> m.LeaseOut:
         return lease_out(queue.undo(body.answer_id, reviewer), media.masks)
 
     @router.post("/items/{item_id}/segment")
@@ -226,7 +231,7 @@ def _routes(desk: Desk) -> APIRouter:
         )
 
     @router.get("/stats")
-    def stats(reviewer: reviewer_of) -> m.StatsOut:
+    def stats(reviewer: Reviewer) -> m.StatsOut:
         return stats_out(queue.stats(reviewer))
 
     @router.get("/changes")

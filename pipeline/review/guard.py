@@ -118,7 +118,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 started[0] = True
                 there = {name.lower() for name, _ in message["headers"]}
-                more = HEADERS if b"cache-control" in there else {**HEADERS, "cache-control": "no-store"}
+                fresh = "no-cache" if scope["path"].startswith("/static/") else "no-store"
+                more = HEADERS if b"cache-control" in there else {**HEADERS, "cache-control": fresh}
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in more.items())]
             await send(message)
 
