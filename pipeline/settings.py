@@ -199,7 +199,8 @@ class ReviewSettings(_Section):
     An item that nobody answered for `lease_seconds` goes to somebody else. An answer can be taken back for
     `undo_seconds`; then it is written to the output, from where it is applied. All reviewers together get
     `items_per_day` (None: no limit). While audits wait, `audit_share` of what is handed out are audits. A `webhook_url`
-    is told of new items. `loop_frames` at most of a stretch are shown; a fix takes `max_points` clicks.
+    is told of new items. Pictures of one label that differ in at most `same_look_bits` of 64 are near-duplicates, of
+    which the later ones count less. `loop_frames` at most of a stretch are shown; a fix takes `max_points` clicks.
     """
 
     lease_seconds: float = Field(default=300.0, gt=0, allow_inf_nan=False)
@@ -207,6 +208,7 @@ class ReviewSettings(_Section):
     items_per_day: int | None = Field(default=None, ge=1)
     audit_share: float = Field(default=0.1, ge=0, le=1, allow_inf_nan=False)
     webhook_url: str | None = None
+    same_look_bits: int = Field(default=6, ge=0, le=64)
     loop_frames: int = Field(default=24, ge=1, le=240)
     max_points: int = Field(default=64, ge=1, le=1024)
 

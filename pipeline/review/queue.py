@@ -5,105 +5,28 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
+import sqlalchemy as sa
+
+from pipeline.review import feed, stats
 from pipeline.review.answers import Answer
+from pipeline.review.export import export_answers
 from pipeline.review.feed import Change
 from pipeline.review.items import Item
+from pipeline.review.keep import Answered, keep, take_back
+from pipeline.review.leases import Leased, Leases
+from pipeline.review.queue_tables import item_of, open_database
+from pipeline.review.stats import Promise, Seconds, Stats
+from pipeline.review.sync import Sync, Synced
+from pipeline.review.webhook import Webhook
 from pipeline.settings import ReviewSettings
 from pipeline.storage.objects import ObjectStore
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Leased:
-    """An item that is one reviewer's alone until `expires_at` (Unix time in s)."""
-
-    item: Item
-    lease_id: str
-    expires_at: float
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer that is kept, whatever happens now.
-
-    Args:
-        again: it had been given before, with the same content; nothing changed.
-        undo_until: Unix time in s until which `undo` is sure to work.
-        answered_today: by this reviewer, this answer included.
-    """
-
-    answer_id: str
-    again: bool
-    undo_until: float
-    answered_today: int
-
-
-@dataclass(frozen=True)
-class Synced:
-    """What a sync changed, and how many items wait or are leased now."""
-
-    added: int
-    withdrawn: int
-    items: int
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """How long answers took."""
-
-    median: float
-    mean: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What audits say of the accepted masks so far.
-
-    Args:
-        judged: audited masks that a person answered on; bad: those of them that are wrong.
-        error_rate: bad / judged; low, high: its Clopper-Pearson interval (90%), as if the masks were independent. All
-            None while nothing is judged.
-        words: the same as a sentence.
-    """
-
-    judged: int
-    bad: int
-    error_rate: float | None
-    low: float | None
-    high: float | None
-    words: str
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Where a queue stands. Days are of UTC.
-
-    Args:
-        waiting: items that nobody answered, leased ones among them; waiting_by_*: the same by drop, label ("" for none)
-            and kind of reason (an item may have several).
-        answered, answered_today: answers that were not taken back; mine_today: those of the reviewer who asks.
-        seconds: of all answers that tell it, seconds_by_verdict: of each verdict.
-        budget_left: items that may still be answered today; None: no limit.
-    """
-
-    waiting: int
-    waiting_by_drop: dict[str, int]
-    waiting_by_label: dict[str, int]
-    waiting_by_reason: dict[str, int]
-    answered: int
-    answered_today: int
-    mine_today: int
-    answered_by_verdict: dict[str, int]
-    answered_by_reviewer: dict[str, int]
-    seconds: Seconds | None
-    seconds_by_verdict: dict[str, Seconds]
-    budget_left: int | None
-    promise: Promise
-    leased: int = 0
-    unexported: int = field(default=0)
+__all__ = ["Answered", "Change", "Leased", "Promise", "Queue", "Seconds", "Stats", "Synced", "default_place"]
 
 
 def default_place() -> str:
@@ -115,10 +38,11 @@ class Queue:
     """The review queue of one output. Threads share one; every process may open its own on the same database.
 
     Args:
-        database: a SQLite file, or `postgresql://[user[:password]@]host[:port]/database`.
+        database: a SQLite file on a disk of this machine, or `postgresql://[user[:password]@]host[:port]/database`.
         store_identity: `ObjectStore.identity` of the output; queues of several outputs share a database.
         settings: leases, budgets, audits.
-        now: Unix time in s.
+        now: Unix time in s. Machines that share a queue should agree on it to well within `lease_seconds`; if they do
+            not, two people may look at one item, but only one of them can answer it.
     Raises (every method): UnavailableError while the database does not answer, StorageError if it cannot be used;
         refusals of `pipeline.review.refusals`.
     """
@@ -130,11 +54,19 @@ class Queue:
         settings: ReviewSettings | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        raise NotImplementedError
+        self.settings = settings or ReviewSettings()
+        self._database, self._identity, self._now = open_database(database), store_identity, now
+        self._leases = Leases(store_identity, self.settings)
+        self._webhook = Webhook(self.settings.webhook_url) if self.settings.webhook_url else None
 
     def sync(self, store: ObjectStore, drop: str | None = None) -> Synced:
         """Bring the queue to what the review lists say now: new items in, those that are no more out."""
-        raise NotImplementedError
+        done = Sync(self._database, self._identity, store, self.settings.same_look_bits).run(drop)
+        if self._webhook is not None and done.added:
+            cursor = self._read(lambda connection: feed.newest(connection, self._identity))
+            for name, count in done.added_by_drop.items():
+                self._webhook.tell({"event": "items.added", "count": count, "drop": name, "cursor": cursor})
+        return done
 
     def claim(
         self,
@@ -150,23 +82,32 @@ class Queue:
         Returns: at most `count`; none when nothing waits.
         Raises:  BudgetSpent; for `item_id`: NotFound, LeaseLost (somebody else has it), Conflict (answered, withdrawn).
         """
-        raise NotImplementedError
+        now = self._now()
+        if item_id is not None:
+            return [self._database.run(lambda connection: self._leases.take(connection, reviewer, item_id, now))]
+        return self._database.run(lambda connection: self._leases.next(connection, reviewer, count, drop, label, now))
 
     def item(self, item_id: str) -> Item:
         """An item, also one that is answered or withdrawn. Raises NotFound."""
-        raise NotImplementedError
+        return item_of(self._read(lambda connection: self._leases.row(connection, item_id)).body)
 
     def renew(self, item_id: str, lease_id: str) -> float:
         """Hold an item for another `lease_seconds`. Returns: until when. Raises: NotFound, LeaseLost."""
-        raise NotImplementedError
+        expires_at = self._now() + self.settings.lease_seconds
+        self._change(item_id, lease_id, {"expires_at": expires_at})
+        return expires_at
 
     def release(self, item_id: str, lease_id: str) -> None:
         """Give an item back unanswered; it keeps its place. Raises: NotFound, LeaseLost."""
-        raise NotImplementedError
+        self._change(item_id, lease_id, None)
 
     def skip(self, item_id: str, lease_id: str, reason: str | None = None) -> None:
-        """Give an item back to the end of the queue; this reviewer is spared it for the day. Raises: as `release`."""
-        raise NotImplementedError
+        """Give an item back to the end of the queue; this reviewer is spared it for the day, while there is another.
+
+        Raises: as `release`.
+        """
+        now = self._now()
+        self._database.run(lambda connection: self._leases.skip(connection, item_id, lease_id, reason, now))
 
     def answer(self, lease_id: str, answer: Answer) -> Answered:
         """Keep an answer, for good once this returns. The same answer again changes nothing.
@@ -175,27 +116,43 @@ class Queue:
             Conflict (answered, withdrawn, taken back, or another answer of that id), Malformed (not of this item, or
             a mask of another size).
         """
-        raise NotImplementedError
+        now, undo_seconds = self._now(), self.settings.undo_seconds
+        return self._database.run(
+            lambda connection: keep(connection, self._leases, lease_id, answer, now, undo_seconds)
+        )
 
     def undo(self, answer_id: str, reviewer: str) -> Leased:
         """Take an answer back; its item is leased to the reviewer again. Asked twice, it gives the same lease.
 
         Raises: NotFound (no such answer of this reviewer), Conflict (it was written to the output already).
         """
-        raise NotImplementedError
+        now = self._now()
+        return self._database.run(lambda connection: take_back(connection, self._leases, answer_id, reviewer, now))
 
     def export(self, store: ObjectStore, *, force: bool = False) -> int:
         """Write the answers to the output whose time to be taken back is over (`force`: all). Returns: how many."""
-        raise NotImplementedError
+        kept_before = float("inf") if force else self._now() - self.settings.undo_seconds
+        return export_answers(self._database, self._identity, store, kept_before)
 
     def changes(self, cursor: int = 0, limit: int = 100) -> tuple[list[Change], int]:
-        """What changed after `cursor`, oldest first, and the cursor to ask with next."""
-        raise NotImplementedError
+        """What changed after `cursor`, oldest first, at most `limit` (1 to 1000), and the cursor to ask with next."""
+        return self._read(lambda connection: feed.read(connection, self._identity, cursor, limit))
 
     def stats(self, reviewer: str | None = None) -> Stats:
         """Where the queue stands."""
-        raise NotImplementedError
+        now, per_day = self._now(), self.settings.items_per_day
+        return self._read(lambda connection: stats.read(connection, self._identity, per_day, now, reviewer))
 
     def close(self) -> None:
         """Let go of connections, and wait a little for webhooks that are on their way."""
-        raise NotImplementedError
+        if self._webhook is not None:
+            self._webhook.close()
+        self._database.close()
+
+    def _read(self, work: Callable[[sa.Connection], T]) -> T:
+        return self._database.run(work, writes=False)
+
+    def _change(self, item_id: str, lease_id: str, values: dict[str, Any] | None) -> None:
+        """Change the lease of an item; None ends it."""
+        now = self._now()
+        self._database.run(lambda connection: self._leases.change(connection, item_id, lease_id, values, now))
