@@ -7,6 +7,9 @@ export function open(load, pick) {
   const root = byId("candidates"), { candidates } = load.candidates, { item } = load;
   root.replaceChildren();
   root.hidden = false;
+  const title = element(root, "h2", {}, "Which one is right?");
+  const way = element(title, "span", {}, "back to the whole frame ");
+  element(way, "kbd", {}, "C");
   const box = framed(union(...candidates.map((one) => one.box)) ?? [0, 0, item.width, item.height], item);
   candidates.forEach((one, i) => {
     const card = element(root, "button", { type: "button", class: one.shown ? "card shown" : "card", "data-candidate": i });
@@ -15,7 +18,7 @@ export function open(load, pick) {
     draw(canvas, load, one, box);
     const line = element(card, "span", { class: "line" });
     element(line, "kbd", {}, String(i + 1));
-    element(line, "b", {}, one.box ? `score ${one.score.toFixed(2)}` : "nothing here");
+    element(line, "b", {}, !one.box ? "nothing here" : one.score === null ? "no score" : `score ${one.score.toFixed(2)}`);
     if (one.shown) element(line, "em", {}, "shown now");
   });
 }

@@ -1,10 +1,11 @@
 // The item on screen and those that come next: claimed ahead, their pictures decoded, their leases kept alive.
 
 import * as api from "./api.js";
-import { bounds, outline, tint } from "./rle.js";
+import { bounds, iou, outline, tint } from "./rle.js";
 
 export const SMALL = 480; // width of the pictures of the strip and the loop
 const AHEAD = 3;
+const SAME = 0.98; // IoU from which a candidate is the mask that is shown
 
 // One leased item with everything that is drawn of it.
 export class Load {
@@ -72,7 +73,7 @@ export class Load {
     const near = [...this.strip.frames].sort((a, b) => Math.abs(a.frame_index - this.item.frame_index) - Math.abs(b.frame_index - this.item.frame_index));
     const queue = near.map((frame) => frame.frame_index);
     const worker = async () => {
-      for (let frame = queue.shift(); frame !== undefined; frame = queue.shift()) await this.blurred(frame);
+      for (let frame = queue.shift(); frame !== undefined && !this.closed; frame = queue.shift()) await this.blurred(frame);
     };
     await Promise.all([worker(), worker()]);
   }
@@ -80,15 +81,20 @@ export class Load {
   async blurred(frame_index) {
     if (this.small.has(frame_index)) return;
     try {
-      this.small.set(frame_index, await api.picture(this.item.item_id, frame_index, Math.min(SMALL, this.item.width)));
+      this.keep(this.small, frame_index, await api.picture(this.item.item_id, frame_index, Math.min(SMALL, this.item.width)));
     } catch { this.missing.add(frame_index); }
     this.tell();
+  }
+
+  keep(pictures, frame_index, picture) {
+    if (this.closed) picture.close();
+    else pictures.set(frame_index, picture);
   }
 
   async sharp(frame_index) {
     if (this.full.has(frame_index) || this.missing.has(frame_index)) return;
     try {
-      this.full.set(frame_index, await api.picture(this.item.item_id, frame_index, this.width));
+      this.keep(this.full, frame_index, await api.picture(this.item.item_id, frame_index, this.width));
     } catch (error) {
       if (!(error instanceof api.Unreachable)) this.missing.add(frame_index);
     }
@@ -102,6 +108,7 @@ export class Load {
       one.tint = tint(one.mask, this.item.colour);
       one.path = outline(one.mask);
       one.box = bounds(one.mask);
+      one.shown = iou(one.mask, this.item.shown_mask) >= SAME; // only then is picking it the same as accepting
     }
     this.candidates = found;
     return found;
@@ -116,6 +123,7 @@ export class Load {
   }
 
   close() {
+    this.closed = true;
     this.listeners.clear();
     for (const picture of [...this.full.values(), ...this.small.values()]) picture.close();
     this.full.clear();

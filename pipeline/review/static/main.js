@@ -106,7 +106,7 @@ const actions = {
   "step-back": () => { if (!work.fix.back()) toast("Nothing to take back; Esc leaves"); },
   smaller: () => work.fix.sized(0.8),
   larger: () => work.fix.sized(1.25),
-  queue: () => { work?.figures.look(true); work?.figures.open(work.lane.filter, (wanted) => { byId("queue").close(); work.filter(wanted); }); byId("queue").showModal(); },
+  queue: queueDialog,
   help: () => { keys.help(); byId("help").showModal(); },
   theme: () => theme(shade() === "dark" ? "light" : "dark"),
   logout: async () => { byId("queue").close(); work.leave(); work.close(); await api.logout().catch(() => {}); work = null; ask(); },
@@ -119,6 +119,15 @@ function act(action) {
   if (!ANYWHERE.has(action) && (document.body.dataset.screen !== "work" || !work?.current)) return;
   if (/^(tool-|clear|step-back|smaller|larger|confirm)/.test(action) && !work?.fix) return;
   actions[action]();
+}
+
+async function queueDialog() {
+  if (!work) return;
+  const show = () => work.figures.open(work.lane.filter, (wanted) => { byId("queue").close(); work.filter(wanted); });
+  show();
+  byId("queue").showModal();
+  await work.figures.look(true);
+  if (byId("queue").open) show();
 }
 
 function scope(wanted) {

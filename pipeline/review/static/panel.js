@@ -14,7 +14,7 @@ export function show(item) {
   byId("headline").textContent = sentence(item.headline);
   const words = byId("words");
   words.replaceChildren();
-  for (const line of item.words) element(words, "li", {}, line);
+  for (const line of item.words) if (!item.headline.endsWith(line)) element(words, "li", {}, line);
   byId("scope-stretch").textContent = `all ${item.rows} frames`;
   byId("scope").hidden = item.rows < 2;
   announce(`${named(item)}, frame ${item.frame_index} of ${item.video_name}. ${item.headline}. ${item.words.join(". ")}`);
@@ -23,9 +23,9 @@ export function show(item) {
 export function place(item, frame_index, strip) {
   const frame = strip?.frames.find((one) => one.frame_index === frame_index);
   const asked = frame_index === item.frame_index, inside = frame ? frame.in_stretch : asked;
-  const parts = [`frame ${frame_index}`];
+  const parts = [inside && item.rows > 1 ? `frame ${frame_index} of ${item.first_frame}–${item.last_frame}` : `frame ${frame_index}`];
+  if (!inside) parts.push("outside of the stretch");
   if (frame?.pts_seconds !== null && frame?.pts_seconds !== undefined) parts.push(`${frame.pts_seconds.toFixed(2)} s`);
-  if (item.rows > 1) parts.push(inside ? `of ${item.first_frame}–${item.last_frame}` : "outside of the stretch");
   if (!asked) parts.push(`asked about ${item.frame_index}`);
   if (frame?.visibility === "absent") parts.push("said to be absent");
   byId("where").textContent = parts.join(" · ");
@@ -39,7 +39,8 @@ export function scope(scope) {
 
 export function fixing(fix) {
   byId("fixbar").hidden = byId("fixing").hidden = !fix;
-  byId("answers").hidden = byId("ask").hidden = Boolean(fix);
+  for (const id of ["answers", "ask", "after"]) byId(id).hidden = Boolean(fix);
+  byId("scope").classList.toggle("gone", Boolean(fix));
   if (!fix) return;
   const hints = {
     add: "Click what belongs to the object, or drag a box around it.",

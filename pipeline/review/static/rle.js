@@ -31,6 +31,15 @@ export function area(rle) {
   return sum;
 }
 
+// Intersection over union of two masks of one size; two empty ones are the same.
+export function iou(one, other) {
+  if (!one || !other) return 0;
+  const a = decode(one).data, b = decode(other).data;
+  let both = 0, either = 0;
+  for (let i = 0; i < a.length; i++) { both += a[i] & b[i]; either += a[i] | b[i]; }
+  return either ? both / either : 1;
+}
+
 // Calls tell(x, from, to) for every foreground piece of a column, left to right.
 function eachRun({ size: [h], counts }, tell) {
   let at = 0;

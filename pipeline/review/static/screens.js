@@ -48,7 +48,7 @@ export function nothing({ filter, every }, clear) {
 
 export function budget(error, again) {
   on("budget");
-  button(card("budget", "Today's budget is spent", error.message.replace(/^expected .*, got /, "So far: "), error.nextStep), "Look again", again);
+  button(card("budget", "Today's budget is spent", sentence(error.message), sentence(error.nextStep)), "Look again", again);
 }
 
 export function offline(kept, again) {
@@ -59,7 +59,7 @@ export function offline(kept, again) {
 
 export function error(error, again) {
   on("error");
-  button(card("error", "The server could not go on", error.message, error.nextStep), "Try again", again);
+  button(card("error", "The server could not go on", sentence(error.message), sentence(error.nextStep)), "Try again", again);
 }
 
 // token: one that came with the address, or null. enter(token, reviewer) logs in and raises where it is refused.
@@ -97,4 +97,4 @@ export function login(token, reviewer, kept, enter) {
   });
 }
 
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1).replace(/\.$/, "")}.` : "");

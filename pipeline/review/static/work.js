@@ -81,6 +81,7 @@ export class Work {
   async advance(from = null) {
     clearTimeout(this.later);
     this.current = null;
+    this.stage.show({ picture: null, tint: null, path: null }); // what was shown may be closed by now
     const ready = this.lane.shift();
     if (ready) {
       this.present(ready, from);
