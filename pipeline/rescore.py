@@ -156,7 +156,7 @@ def rescore_video(
                 log.info("%s: %s", commit.video_uri, error)
                 continue
             told = replace(told, status="rescored", generation=commit.generation)
-        policy = _policy(store, commit) or settings.policy
+        policy = policy_in_place(store, commit) or settings.policy
         derived = derive(
             store, ledger, video_id, policy, row_group_rows=settings.output.row_group_rows, scratch_dir=scratch,
         )  # fmt: skip
@@ -218,7 +218,7 @@ def _rows(masks: Path, tokens: Path, heads: Fitting) -> Iterator[pa.RecordBatch]
     kept.end()
 
 
-def _policy(store: ObjectStore, commit: Commit) -> Policy | None:
+def policy_in_place(store: ObjectStore, commit: Commit) -> Policy | None:
     """The policy of the labels in place, of whatever generation; None if they are not there or do not tell."""
     try:
         return Policy.model_validate(

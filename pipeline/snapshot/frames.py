@@ -134,9 +134,8 @@ class VideoLabels:
 
 REASONS = (
     "untracked", "rejected by a reviewer", "object absent", "no score", "uncertainty", "never accepted", "no model gap",
-    "model gap",
-    "no prompt gap", "prompt gap", "no task gap", "task gap", "object score", "temporal break", "area change",
-    "area share", "area", "across a scene cut", "label", "held",
+    "model gap", "no prompt gap", "prompt gap", "no task gap", "task gap", "object score", "temporal break",
+    "area change", "area share", "area", "across a scene cut", "label", "held",
 )  # fmt: skip
 """What the reasons of `pipeline.route.decide` begin with."""
 
