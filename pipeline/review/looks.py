@@ -59,7 +59,7 @@ class Leaders:
         different = np.bitwise_count(self._looks[label][: len(names)] ^ value)
         near = np.flatnonzero(different <= self._bits)
         if len(near):
-            return names[near[0]]
+            return names[int(near[0])]
         self.lead(label, look, name)
         return name
 
