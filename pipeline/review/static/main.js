@@ -109,7 +109,7 @@ const actions = {
   queue: queueDialog,
   help: () => { keys.help(); byId("help").showModal(); },
   theme: () => theme(shade() === "dark" ? "light" : "dark"),
-  logout: async () => { byId("queue").close(); work.leave(); work.close(); await api.logout().catch(() => {}); work = null; ask(); },
+  logout: async () => { byId("queue").close(); work.keeper.leave(); work.close(); await api.logout().catch(() => {}); work = null; ask(); },
 };
 for (const mode of ["add", "remove", "brush", "erase"]) actions[`tool-${mode}`] = () => { work.fix.use(mode); work.fix.changed(); };
 const ANYWHERE = new Set(["theme", "help", "queue", "logout"]);
@@ -163,7 +163,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   dialog.addEventListener("close", () => byId("canvas").focus({ preventScroll: true }));
 }
-for (const event of ["pointerdown", "pointermove", "keydown", "wheel"]) document.addEventListener(event, () => { if (work) work.touched = Date.now(); }, { passive: true });
+for (const event of ["pointerdown", "pointermove", "keydown", "wheel"]) document.addEventListener(event, () => { if (work) work.keeper.touched = Date.now(); }, { passive: true });
 let hiddenAt = null;
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) hiddenAt = performance.now();

@@ -11,10 +11,10 @@ export function show(item) {
   byId("label").textContent = named(item);
   byId("video").textContent = item.video_name;
   byId("video").title = `${item.drop} · ${item.video_name} · object ${item.object_id}`;
-  byId("headline").textContent = sentence(item.headline);
+  byId("headline").textContent = sentence(item.headline.split(";")[0]); // the rest of it is the first of the words
   const words = byId("words");
   words.replaceChildren();
-  for (const line of item.words) if (!item.headline.endsWith(line)) element(words, "li", {}, line);
+  for (const line of item.words) element(words, "li", {}, line);
   byId("scope-stretch").textContent = `all ${item.rows} frames`;
   byId("scope").hidden = item.rows < 2;
   announce(`${named(item)}, frame ${item.frame_index} of ${item.video_name}. ${item.headline}. ${item.words.join(". ")}`);

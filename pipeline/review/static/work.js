@@ -5,6 +5,7 @@ import * as candidates from "./candidates.js";
 import { announce, byId, setPressed, toast } from "./dom.js";
 import { Figures } from "./figures.js";
 import { Fix } from "./fix.js";
+import { Keeper } from "./keeper.js";
 import { Lane, Load } from "./lane.js";
 import { Outbox } from "./outbox.js";
 import * as panel from "./panel.js";
@@ -27,7 +28,6 @@ export class Work {
     this.fix = null;
     this.scope = "stretch";
     this.done = [];
-    this.touched = Date.now();
     this.outbox = new Outbox(settings.reviewer, {
       sent: (entry) => { const one = this.done.find((x) => x.entry === entry); if (one) one.until = Date.now() + 1000 * settings.undo_seconds; },
       dropped: (entry, why) => {
@@ -40,15 +40,12 @@ export class Work {
       waiting: (count) => this.unsent(count),
     });
     this.unsent(this.outbox.entries.length);
-    this.timer = setInterval(() => this.tick(), 5000);
-    this.onhide = () => this.leave();
-    window.addEventListener("pagehide", this.onhide);
+    this.keeper = new Keeper(this);
   }
 
   close() {
-    clearInterval(this.timer);
+    this.keeper.close();
     clearTimeout(this.later);
-    window.removeEventListener("pagehide", this.onhide);
     this.closed = true;
     this.strip.stop();
     this.outbox.close();
@@ -63,10 +60,6 @@ export class Work {
   set unreachable(away) {
     this.away = away;
     this.unsent(this.outbox.entries.length);
-  }
-
-  leave() {
-    for (const load of [this.current, ...this.lane.next]) if (load) api.release(load.item.item_id, load.lease_id).catch(() => {});
   }
 
   // --- what comes next
@@ -129,6 +122,8 @@ export class Work {
     this.current = load;
     this.scope = "stretch";
     this.shownAt = null;
+    delete byId("stage").dataset.ready;
+    byId("stage").dataset.item = load.item.item_id;
     screens.work();
     const { item } = load;
     panel.show(item);
@@ -148,7 +143,10 @@ export class Work {
       if (item.ask_candidates && load.candidates) this.choose();
       this.shownAt = performance.now();
       this.hidden = 0;
-      if (from !== null) requestAnimationFrame(() => setTimeout(() => performance.measure("next item", { start: from, end: performance.now() })));
+      requestAnimationFrame(() => setTimeout(() => {
+        if (from !== null) performance.measure("next item", { start: from, end: performance.now() });
+        setTimeout(() => { if (this.current === load) byId("stage").dataset.ready = "yes"; }, TOO_SOON);
+      }));
     };
     if (load.picture(item.frame_index) || load.missing.has(item.frame_index)) return seen();
     this.cover("Getting the frame");
@@ -159,7 +157,7 @@ export class Work {
   arrived() {
     const { strip, missing, item } = this.current, note = byId("note");
     const text = missing.has(this.frame) ? "no picture of this frame" : strip && !strip.video ? strip.note || "the video is not at hand" : this.current.failure ? "the frames around it could not be had" : "";
-    note.textContent = text;
+    note.textContent = note.title = text;
     note.hidden = !text;
     if (!this.fix) this.draw();
     panel.place(item, this.frame, strip);
@@ -358,42 +356,19 @@ export class Work {
     if (this.current) this.refill(); else this.advance();
   }
 
-  // --- leases
-
-  async tick() {
-    if (this.done.length && this.done.at(-1).until < Date.now()) { this.done = []; panel.last(null); }
-    const idle = Date.now() - this.touched > 2000 * this.settings.lease_seconds;
-    const load = this.current;
-    if (!load || this.away || load.lost) return;
-    if (!idle) await this.lane.renew([load, ...this.lane.next], this.settings.lease_seconds);
-    else if (load.until < Date.now()) { load.lost = "idle"; this.lane.empty(); }
-    if (load.lost && load === this.current) this.lostLease(load);
+  // The item on screen is this reviewer's again.
+  goOn() {
+    this.cover(null);
+    this.shownAt = performance.now();
+    this.hidden = 0;
+    this.refill();
   }
 
-  async lostLease(load) {
-    const said = load.lost;
-    if (said !== "idle" && (await this.regain(load))) return;
-    if (load !== this.current) return;
-    const text = said === "idle" ? "Nothing happened here for a while, so this item went back to the queue." : "Somebody else has this item now.";
-    this.endFix();
-    this.strip.stop();
-    this.cover(text, { text: "Go on (Enter)", act: async () => {
-      this.touched = Date.now();
-      if (said === "idle" && (await this.regain(load))) { this.cover(null); this.shownAt = performance.now(); this.refill(); return; }
-      load.close();
-      this.advance();
-    } });
-  }
-
-  async regain(load) {
-    try {
-      const { leases } = await api.claim({ count: 1, item_id: load.item.item_id });
-      if (leases.length) load.lease(leases[0]);
-      return leases.length > 0;
-    } catch (error) {
-      if (error instanceof api.Unreachable) { load.lost = false; return true; } // found out once it is back
-      return false;
-    }
+  // Answers that cannot be taken back any more.
+  expire() {
+    if (!this.done.length || this.done.at(-1).until >= Date.now()) return;
+    this.done = [];
+    panel.last(null);
   }
 }
 
