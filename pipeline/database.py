@@ -147,11 +147,15 @@ class Database:
 
     def _make_tables(self) -> None:
         """Two that come first at the same time get in each other's way, and the tables are there all the same."""
+        import sqlalchemy as sa
         from sqlalchemy.exc import IntegrityError, ProgrammingError
 
+        with self._reading.begin() as connection:  # so that a reader need not wait for a writer
+            there = set(sa.inspect(connection).get_table_names())
         try:
-            with self.engine.begin() as connection:
-                self.metadata.create_all(connection, checkfirst=True)
+            if missing := [table for table in self.metadata.tables.values() if table.name not in there]:
+                with self.engine.begin() as connection:
+                    self.metadata.create_all(connection, missing, checkfirst=True)
         except (IntegrityError, ProgrammingError) as error:
             if getattr(error.orig, "sqlstate", None) not in ("23505", "42P07"):
                 raise
