@@ -25,13 +25,14 @@ from pipeline.encode import RowContext
 from pipeline.errors import ForgottenError, MasksieveError
 from pipeline.fact_settings import fact_settings, sampling_settings
 from pipeline.job_checkpoint import JobCheckpoint, discard_checkpoint, open_checkpoint
-from pipeline.ledger import Commit, CommitConflict, Ledger, work_key
+from pipeline.ledger import Commit, CommitConflict, Ledger, corrected_key, work_key
 from pipeline.local_facts import whole_facts
 from pipeline.models import LoadedModel, cache_root, load_model
 from pipeline.names import local_path
 from pipeline.prompts import PromptSet
 from pipeline.records import CANDIDATES, MASKS, TOKENS
 from pipeline.report import VideoReport, report_of
+from pipeline.review.kept_answers import KeptAnswers
 from pipeline.review_images import write_review_images
 from pipeline.score import score_head
 from pipeline.scratch import require_room, scratch_folder
@@ -85,7 +86,8 @@ def label_video(
     """Label one video: probe and decode, propagate, score, write, commit, route.
 
     A run that ends half-way leaves nothing that a reader sees; a run of work that is committed changes nothing, unless
-    its facts were damaged since: they are made again.
+    its facts were damaged since: they are made again. What people answered about masks (`pipeline.review`) counts on:
+    their masks prompt the model, and stay where they are.
 
     Args:
         video: local path or s3:// URL.
@@ -142,7 +144,7 @@ def label_video(
         config = facts_config(info, settings)
         key = work_key(local.video_id, found.sha256, loaded.sha256, heads_sha256, config)
         commit = ledger.newest(local.video_id)
-        known = commit if commit is not None and commit.work_key == key else None
+        known = commit if commit is not None and commit.label_key == key else None
         fresh = known is None
         twin = keep_first and fresh and commit is not None and commit.video_uri != local.uri
         if twin and commit is not None and source_exists(commit.video_uri, settings.storage):
@@ -152,6 +154,13 @@ def label_video(
             twin = False
         if known is not None and not whole_facts(store, known, scratch):
             fresh = True
+        kept = KeptAnswers.of(ledger, commit, scratch) if fresh else KeptAnswers()
+        if kept.answers and not found.objects:
+            # Objects that are found again may have other numbers: what people said of one could be laid over another.
+            if known is None:
+                fresh = False
+                log.warning("%s stays as it is: people corrected objects that were found automatically", local.uri)
+            kept = KeptAnswers()  # of damaged facts the same are made again: there the answers are applied once more
         metadata = facts_metadata(info, loaded, heads_sha256, config, found.sha256)
         checkpoints, made_by = _checkpoints(local, loaded, settings, metadata)
         if commit is None or fresh:
@@ -159,13 +168,14 @@ def label_video(
             run_id = uuid.uuid4().hex
             checkpoint: JobCheckpoint | None = None
             if (seconds := settings.output.checkpoint_seconds) is not None:
-                checkpoint = open_checkpoint(checkpoints, key, made_by, seconds)
+                checkpoint = open_checkpoint(checkpoints, corrected_key(key, kept.answers), made_by, seconds)
             if checkpoint is not None:
                 stack.callback(checkpoint.release)
-            job = _job(local, info, sample, found, loaded, bank, settings, scratch)
+            prompted = kept.prompts(found, None if sample.indices is None else set(sample.indices))
+            job = _job(local, info, sample, prompted, loaded, bank, settings, scratch)
             report(Progress("device", 0, len(sample)))  # perhaps waits for it
             files = _make_facts(
-                job, slot, store, metadata, checkpoint,
+                job, kept, slot, store, metadata, checkpoint,
                 drop=drop or default_drop(video), attempt_id=f"{parent + 1:06d}-{run_id[:12]}", report=report,
             )  # fmt: skip
             report(Progress("commit", len(sample), len(sample)))
@@ -173,7 +183,7 @@ def label_video(
                 commit = ledger.commit(
                     local.video_id, parent=parent, work_key=key, video_uri=local.uri,
                     drop=drop or default_drop(video), files=files, run_id=run_id, attempt=attempt,
-                    started_at=started_at,
+                    started_at=started_at, corrects=kept.corrects, answers=kept.answers,
                 )  # fmt: skip
             except (CommitConflict, ForgottenError):
                 discard_facts(store, files)
@@ -272,6 +282,7 @@ def _job(
 
 def _make_facts(
     job: Job,
+    kept: KeptAnswers,
     slot: Callable[[], AbstractContextManager[object]],
     store: ObjectStore,
     metadata: dict[str, Any],
@@ -291,11 +302,12 @@ def _make_facts(
     files: list[FileRecord] = []
     try:
         report(Progress("write", frames, frames))
-        layers = [("masks", MASKS, spools.shots.annotate(temporal.annotate(spools.masks.merged())))]
+        masks = kept.masks(spools.masks.merged(), spools.shots)
+        layers = [("masks", MASKS, spools.shots.annotate(temporal.annotate(masks)))]
         if spools.candidates is not None:
-            layers.append(("candidates", CANDIDATES, spools.candidates.merged()))
+            layers.append(("candidates", CANDIDATES, kept.sidecar(spools.candidates.merged(), CANDIDATES)))
         if spools.tokens is not None:
-            layers.append(("tokens", TOKENS, spools.tokens.merged()))
+            layers.append(("tokens", TOKENS, kept.sidecar(spools.tokens.merged(), TOKENS)))
         for layer, schema, batches in layers:
             key = facts_key(layer, drop, job.context.video_id, attempt_id)
             files.append(

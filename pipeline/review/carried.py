@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet, prompt_set
 from pipeline.propagate import ReadFrame
 from pipeline.records import upgraded
 from pipeline.review.frames_again import FramesAgain
+from pipeline.review.kept_answers import with_said
 from pipeline.review.laid_over import Key, Said
 from pipeline.review.repropagate import Stopping, repropagate
 from pipeline.score import Scorer
@@ -73,6 +74,7 @@ def carry_on(
     metadata: Mapping[str, Any],
     said: Mapping[Key, Said],
     ours: Mapping[Key, Said],
+    audited: Set[Key],
     store: ObjectStore,
     settings: Settings,
     scratch: Path,
@@ -88,6 +90,7 @@ def carry_on(
     Args:
         commit, facts, metadata: the generation that is corrected.
         said: what counts on each row, old answers and new. ours: of the new ones.
+        audited: rows that stay as they are until somebody has judged them.
         read, info: where frames come from, one of both.
     Raises: ModelError, HeadError if what made the facts is not there; VideoError, PropagationError of the work.
     """
@@ -128,7 +131,7 @@ def carry_on(
                 scorer.turn()
             for (one,) in scorer.score(rows.sample.results(walk.results)):
                 key = one.result.frame_index, one.result.object_id
-                if key in rows.final or one.result.visibility == "untracked":
+                if key in rows.final or key in audited or one.result.visibility == "untracked":
                     continue
                 out.rows[key] = mask_row(context, 0.0, one)
                 out.candidates += candidate_rows(context, one)
@@ -202,29 +205,15 @@ class Rows:
 def _merged(
     prompts: PromptSet, said: Mapping[Key, Said], ours: Mapping[Key, Said], rows: Rows, rule: Stopping
 ) -> tuple[PromptSet, dict[int, set[int]]]:
-    """All prompts of the objects that are to be carried on, and the positions of the new ones.
-
-    A prompt on a frame of which a person said otherwise goes, unless it is the only one.
-    """
+    """All prompts of the objects that are to be carried on, and the positions of the new ones."""
     new: dict[int, set[int]] = {}
     for (frame, one), word in ours.items():
         if needs_video(word, rule) and (one, rows.sample.position(frame)) in rows.masks:
             new.setdefault(one, set()).add(rows.sample.position(frame))
     before, objects = {one.object_id: one for one in prompts.objects}, []
     for object_id in sorted(new):
-        frames: dict[int, FramePrompt] = {}
-        old = before.get(object_id)
-        for frame_prompt in old.frames if old else ():
-            other = said.get((rows.sample.frame_index(frame_prompt.frame_index), object_id))
-            if other is None or not other.shown:
-                frames[frame_prompt.frame_index] = frame_prompt
-        for (frame, one), word in said.items():
-            if one == object_id and word.prompts and word.mask is not None:
-                position = rows.sample.position(frame)
-                mask_hw = rle.decode(word.mask.counts, rows.height, rows.width)
-                frames[position] = FramePrompt(position, mask_hw=mask_hw)
-        earliest = old.earliest if old else 0
-        objects.append(ObjectPrompts(object_id, None, tuple(frames[at] for at in sorted(frames)), earliest))
+        own = {rows.sample.position(frame): word for (frame, one), word in said.items() if one == object_id}
+        objects.append(with_said(before.get(object_id, ObjectPrompts(object_id, None, ())), own))
     return prompt_set(objects, "prompts and answers"), new
 
 

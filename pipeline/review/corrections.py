@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from pipeline.review_images import write_review_images
 from pipeline.scratch import scratch_folder
 from pipeline.settings import Settings
 from pipeline.source import local_video
-from pipeline.storage.manifest import FileRecord, discard_facts, facts_key, write_facts
+from pipeline.storage.manifest import FileRecord, derived_key, discard_facts, facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.video.probe import VideoInfo, probe_video
 
@@ -151,7 +151,7 @@ class _Work:
             return Corrected(before, derived=self._derive(before, None))
         if not _derived_of(self.store, before):  # a run died before its labels: which rows are trusted is read there
             self._derive(before, None)
-        said = last_said(answers, self.ledger, before, self.scratch)
+        said = self._last_said(answers, before)
         why, waiting = None, set[str]()
         with ExitStack() as stack:
             info: VideoInfo | None = None
@@ -169,6 +169,14 @@ class _Work:
             commit, count = self._commit(before, said, ours, now, info)
             derived = self._derive(commit, info)
         return Corrected(commit, tuple(sorted(now)), tuple(sorted(waiting)), why, count, derived)
+
+    def _last_said(self, answers: list[Answer], before: Commit) -> dict[Key, Said]:
+        """What counts on each row that is there."""
+        with local_facts(self.store, before, self.scratch) as facts:
+            table = pq.read_table(facts, columns=["frame_index", "object_id"])
+        there = set(zip(table["frame_index"].to_pylist(), table["object_id"].to_pylist(), strict=True))
+        said = last_said(answers, self.ledger, before, self.scratch)
+        return {key: one for key, one in said.items() if key in there}
 
     def _video(self, commit: Commit, stack: ExitStack) -> VideoInfo:
         """The video that was labelled, on local disk for as long as the stack lasts."""
@@ -194,15 +202,15 @@ class _Work:
         try:
             with local_facts(self.store, before, self.scratch) as facts:
                 there = pq.read_schema(facts)
-                metadata = read_metadata(there)
+                metadata, audited = read_metadata(there), _audited(self.store, before)
                 carried = Carried()
                 if any(needs_video(one, self.rule) for one in ours.values()):
                     carried = carry_on(
-                        before, facts, metadata, said, ours, self.store, self.settings, self.scratch,
+                        before, facts, metadata, said, ours, audited, self.store, self.settings, self.scratch,
                         model=self.model, read=self.read, info=info, rule=self.rule, slot=self.slot,
                     )  # fmt: skip
                 attempt_id = f"{before.generation + 1:06d}-{run_id[:12]}"
-                for file in self._write(before, facts, metadata, ours, carried, attempt_id):
+                for file in self._write(before, facts, metadata, ours, carried, audited, attempt_id):
                     files.append(file)  # one by one: those that are written go if a later one fails
             commit = self.ledger.commit(
                 before.video_id, parent=before.generation, work_key=before.label_key, video_uri=before.video_uri,
@@ -218,7 +226,7 @@ class _Work:
 
     def _write(
         self, before: Commit, facts: Path, metadata: Mapping[str, Any], ours: Mapping[Key, Said], carried: Carried,
-        attempt_id: str,
+        audited: Set[Key], attempt_id: str,
     ) -> Iterator[FileRecord]:  # fmt: skip
         """All layers of the next generation."""
         keys = ours.keys() | carried.rows.keys()
@@ -234,9 +242,10 @@ class _Work:
             return changed(_batches(facts), keys, new)
 
         seen = prompted_shots(rows())
-        yield self._layer(
-            before, "masks", across_cuts(temporal.annotate(rows()), seen), MASKS, _about(metadata), attempt_id
-        )
+        old = _judged_columns(facts, audited - ours.keys())
+        made = across_cuts(temporal.annotate(rows()), seen)
+        made = changed(made, old.keys(), lambda row: {**row, **old[row["frame_index"], row["object_id"]]})
+        yield self._layer(before, "masks", made, MASKS, _about(metadata), attempt_id)
         for layer, schema in SCHEMAS.items():
             if not any(file.layer == layer for file in before.files):
                 continue
@@ -282,6 +291,24 @@ def _batches(facts: Path) -> Iterator[pa.RecordBatch]:
     version = str(read_metadata(file.schema_arrow).get("schema_version"))
     for batch in file.iter_batches(BATCH_ROWS):
         yield upgraded(batch, version)
+
+
+def _audited(store: ObjectStore, commit: Commit) -> set[Key]:
+    """Accepted rows that were drawn to be judged: as long as nobody did, they are evidence and stay what they are."""
+    if not _derived_of(store, commit):
+        return set()
+    with store.open(derived_key("labels", commit.first_seen, commit.video_id)) as file:
+        found = pq.read_table(file, columns=["frame_index", "object_id"], filters=[("audit", "==", True)])
+    return set(zip(found["frame_index"].to_pylist(), found["object_id"].to_pylist(), strict=True))
+
+
+def _judged_columns(facts: Path, keys: Set[Key]) -> dict[Key, dict[str, Any]]:
+    """What rows say of others around them, which may change."""
+    names = ["temporal_iou", "area_change", "across_cut"]
+    frames = sorted({frame for frame, _ in keys})
+    table = pq.read_table(facts, columns=["frame_index", "object_id", *names], filters=[("frame_index", "in", frames)])
+    rows = {(row["frame_index"], row["object_id"]): row for row in table.to_pylist()} if keys else {}
+    return {key: {name: rows[key][name] for name in names} for key in keys}
 
 
 def _about(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,11 +42,14 @@ class Said:
         mask: what is right there; of no pixel where the object is not there; None where the mask that was shown is
             wrong and nobody said what is right.
         shown: whether it is the very frame that the person looked at, and not another one of its stretch.
+        height, width: of the video, px.
     """
 
     answer: Answer
     mask: rle.EncodedMask | None
     shown: bool
+    height: int
+    width: int
 
     @property
     def prompts(self) -> bool:
@@ -68,20 +71,21 @@ def last_said(
     shown = _Shown(ledger, newest, scratch_dir)
     found: dict[Key, Said] = {}
     for answer in answers:
-        if answer.verdict in ("pick", "fix"):
-            found[answer.frame_index, answer.object_id] = Said(answer, _given(answer), True)
+        if answer.mask is not None:
+            found[answer.frame_index, answer.object_id] = Said(
+                answer, _given(answer), True, answer.mask.height, answer.mask.width
+            )  # fmt: skip
             continue
         whole = answer.scope == "stretch"
         first, last = (answer.first_frame, answer.last_frame) if whole else (answer.frame_index, answer.frame_index)
-        for frame, mask in shown.masks(answer, first, last):
-            found[frame, answer.object_id] = Said(answer, mask, frame == answer.frame_index)
-    there = shown.keys(newest.generation)
-    return {key: one for key, one in found.items() if key in there}
+        for said in shown.masks(answer, first, last):
+            found[said[0], answer.object_id] = said[1]
+    return found
 
 
 def _given(answer: Answer) -> rle.EncodedMask:
-    assert answer.mask is not None
     given = answer.mask
+    assert given is not None
     try:
         return rle.encode_mask(rle.decode(given.counts.encode(), given.height, given.width))
     except ValueError as error:
@@ -96,8 +100,8 @@ class _Shown:
         self._ledger, self._newest, self._scratch_dir = ledger, newest, scratch_dir
         self._tables: dict[int, pa.Table | None] = {}
 
-    def masks(self, answer: Answer, first: int, last: int) -> Iterator[tuple[int, rle.EncodedMask | None]]:
-        """The labelled frames of the object in a range, with what the answer says is there."""
+    def masks(self, answer: Answer, first: int, last: int) -> Iterator[tuple[int, Said]]:
+        """The labelled frames of the object in a range, with what the answer says of each."""
         there = self._table(answer.generation)
         if there is None:
             there = self._table(self._newest.generation)
@@ -114,19 +118,15 @@ class _Shown:
                 log.warning("answer %s is about masks that are gone: it changes nothing", answer.answer_id)
                 return
         for row in rows:
-            if answer.verdict == "reject":
-                yield row["frame_index"], None
-            elif answer.verdict == "absent":
-                yield row["frame_index"], rle.empty_mask(row["height"], row["width"])
-            elif row["rle"] is not None:
-                yield row["frame_index"], rle.EncodedMask(row["rle"], row["area_px"], row["bbox_xyxy"])
-
-    def keys(self, generation: int) -> set[Key]:
-        """The rows of a generation. Raises DamagedFacts if they are gone."""
-        if (there := self._table(generation)) is None:
-            uri = self._newest.video_uri
-            raise DamagedFacts(f"facts of {uri}", "none that are whole", f"label {uri} again")
-        return set(zip(there["frame_index"].to_pylist(), there["object_id"].to_pylist(), strict=True))
+            frame, height, width = row["frame_index"], row["height"], row["width"]
+            mask = None
+            if answer.verdict == "absent":
+                mask = rle.empty_mask(height, width)
+            elif answer.verdict == "accept":
+                if row["rle"] is None:
+                    continue
+                mask = rle.EncodedMask(row["rle"], row["area_px"], row["bbox_xyxy"])
+            yield frame, Said(answer, mask, frame == answer.frame_index, height, width)
 
     def _table(self, generation: int) -> pa.Table | None:
         """Masks of a generation; None where its facts are gone."""

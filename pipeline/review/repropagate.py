@@ -30,7 +30,7 @@ class Stopping:
         accepts: whether an accepted mask is carried on as well, and not only one that was corrected.
     """
 
-    agree_iou: float | None = 0.8
+    agree_iou: float | None = 0.9
     frames: int = 1
     accepts: bool = False
 

@@ -1,0 +1,81 @@
+"""People's answers on a video that is labelled anew: prompts of its objects, and laid over its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline import rle
+from pipeline.ledger import Commit, Ledger
+from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet, prompt_set
+from pipeline.review.answers import read_answers
+from pipeline.review.laid_over import Key, Said, exchanged, last_said, lay_over
+from pipeline.shot_log import ShotLog
+
+
+@dataclass(frozen=True)
+class KeptAnswers:
+    """What the next generation of a video takes over; nothing where nobody answered.
+
+    Args:
+        said: by row. answers, corrects: as the commit says them.
+    """
+
+    said: Mapping[Key, Said] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    corrects: int | None = None
+
+    @classmethod
+    def of(cls, ledger: Ledger, commit: Commit | None, scratch_dir: Path | None) -> KeptAnswers:
+        """Those that the facts of a commit rest on.
+
+        Raises: ReviewError for an answer that cannot be read; StorageError if the store does not answer.
+        """
+        if commit is None or not commit.answers:
+            return cls()
+        named = [one for one in read_answers(ledger.store, commit.video_id) if one.answer_id in commit.answers]
+        return cls(last_said(named, ledger, commit, scratch_dir), commit.answers, commit.corrects)
+
+    def prompts(self, prompts: PromptSet, frames: Set[int] | None) -> PromptSet:
+        """Prompts with the masks that people gave on labelled frames.
+
+        Args:   frames: those that are labelled; None for every one.
+        """
+        if not self.said:
+            return prompts
+        objects = []
+        for one in prompts.objects:
+            own = {frame: said for (frame, object_id), said in self.said.items() if object_id == one.object_id}
+            there = {frame: said for frame, said in own.items() if frames is None or frame in frames}
+            objects.append(with_said(one, there))
+        return prompt_set(objects, f"{prompts.source} and answers")
+
+    def masks(self, batches: Iterable[pa.RecordBatch], shots: ShotLog) -> Iterator[pa.RecordBatch]:
+        """Rows of facts with the answers on them; `shots` learns where people gave masks."""
+        for (frame, object_id), said in self.said.items():
+            if said.mask is not None:
+                shots.prompt(object_id, frame)
+        return lay_over(batches, self.said) if self.said else iter(batches)
+
+    def sidecar(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Rows of a sidecar without those of given masks."""
+        return exchanged(batches, self.said.keys(), (), schema) if self.said else iter(batches)
+
+
+def with_said(one: ObjectPrompts, said: Mapping[int, Said]) -> ObjectPrompts:
+    """An object's prompts with the masks that people gave of it.
+
+    A prompt on a frame of which somebody said otherwise goes, unless it is all that is left.
+
+    Args:   said: by the frame numbers of the prompts.
+    """
+    frames = {frame.frame_index: frame for frame in one.frames if not ((s := said.get(frame.frame_index)) and s.shown)}
+    for number, word in said.items():
+        if word.prompts and word.mask is not None:
+            height, width = word.height, word.width
+            frames[number] = FramePrompt(number, mask_hw=rle.decode(word.mask.counts, height, width))
+    kept = tuple(frames[number] for number in sorted(frames)) or one.frames
+    return replace(one, frames=kept)
