@@ -70,7 +70,11 @@ DEPLOYMENTS = (
         ("out", "config", "overrides"),
     ),
     Deployed(
-        "reviews/reviews", "flows.reviews.reviews", POOL, "Tells what waits for people.", ("out", "config", "overrides")
+        "reviews/reviews",
+        "flows.reviews.reviews",
+        GPU_POOL,
+        "Applies what people answered, and tells what waits for them.",
+        ("out", "config", "overrides"),
     ),
     Deployed(
         "watch/watch",

@@ -1,10 +1,10 @@
-"""Prefect events that others can act on: a video was labelled or quarantined, frames wait for people."""
+"""Prefect events that others can act on: a video was labelled, corrected or quarantined, frames wait for people."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.events import emit_event
 
@@ -12,9 +12,13 @@ from pipeline.report import VideoReport
 from pipeline.storage.secrets import masked
 from pipeline.work import Item
 
+if TYPE_CHECKING:
+    from pipeline.review.corrections import Corrected
+
 log = logging.getLogger(__name__)
 
 LABELLED, QUARANTINED, NEED_REVIEW = "video.labelled", "video.quarantined", "frames.need_review"
+CORRECTED = "video.corrected"
 
 
 def tell_labelled(item: Item, report: VideoReport, out: str) -> None:
@@ -39,6 +43,17 @@ def tell_quarantined(item: Item, error: str, out: str) -> None:
     """`video.quarantined`; a video that failed has perhaps no video_id, so its resource is the piece of work."""
     payload = {"video_uri": item.video, "drop": item.drop, "out": out, "plan_key": item.plan_key, "error": error}
     _emit(QUARANTINED, _resource(f"work.{item.plan_key}", item.video), item.drop, payload)
+
+
+def tell_corrected(corrected: Corrected, out: str) -> None:
+    """`video.corrected`, if answers of people were applied."""
+    commit = corrected.commit
+    if corrected.applied:
+        payload = {
+            "video_uri": commit.video_uri, "drop": commit.first_seen, "out": out, "video_id": commit.video_id,
+            "generation": commit.generation, "answers": len(corrected.applied), "rows": corrected.changed,
+        }  # fmt: skip
+        _emit(CORRECTED, _resource(f"video.{commit.video_id}", commit.video_uri), commit.first_seen, payload)
 
 
 def tell_waiting(drop: str, counts: dict[str, Any], out: str) -> None:

@@ -41,7 +41,7 @@ POLL_SECONDS = 1.0
 SHORTEST_PREFIX = 8
 ORDER = (
     "labels", "review", "snapshots", "masks", "candidates", "tokens", "review_images", "plans",
-    "retunes", "work", "commits",
+    "answers", "retunes", "work", "commits",
 )  # fmt: skip
 """What goes first. Records that name a video's id, and so its names, stay until the end; see `_rank`."""
 
@@ -366,6 +366,7 @@ def _out_of_reach(store: ObjectStore) -> list[str]:
     return [
         *said,
         "checkpoints, scratch and commit ledgers of other machines",
+        "databases of review queues: they keep what was asked and answered about it",
         "models that were trained on it, and snapshots that were written or copied elsewhere",
         "backups, logs of what ran, and runs and events on a Prefect server",
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger, commit_key, commit_of, forgotten_key
 from pipeline.records import read_metadata
+from pipeline.review.answers import read_answers
 from pipeline.settings import DropSettings
 from pipeline.snapshot.manifest import MANIFEST, PART_KEY, read_manifest
 from pipeline.storage.download import Entry
@@ -82,7 +83,8 @@ class Committed:
 
     Args:
         generation: the newest; first_seen, since: its drop for readers, and when it was committed (Unix time in s).
-        newest: keys of its facts; older: of those of the generations before.
+        newest: keys of its facts, and of those that people's answers are about; older: of those of other generations
+            before.
     """
 
     generation: int
@@ -92,11 +94,20 @@ class Committed:
     older: frozenset[str] = field(default_factory=frozenset)
 
     @classmethod
-    def of(cls, commits: Iterable[Commit]) -> Committed:
-        """From all generations of one video."""
+    def of(cls, commits: Iterable[Commit], judged: Collection[int] = ()) -> Committed:
+        """From all generations of one video.
+
+        Args:   judged: generations whose masks people answered about. Their facts are evidence, and stay.
+        """
         *before, last = sorted(commits, key=lambda commit: commit.generation)
-        older = frozenset(file.key for commit in before for file in commit.files)
-        keys = frozenset(file.key for file in last.files)
+        kept = {last.corrects, *judged}
+        older = frozenset(file.key for commit in before if commit.generation not in kept for file in commit.files)
+        keys = frozenset(
+            file.key
+            for commit in (*before, last)
+            if commit is last or commit.generation in kept
+            for file in commit.files
+        )
         return cls(last.generation, last.first_seen, last.finished_at.timestamp(), keys, older - keys)
 
 
@@ -108,7 +119,8 @@ class Sweep:
         settings: the lease by which attempts are under way.
         older_than_seconds: nothing that was written since goes; 0 only while nobody writes.
         superseded: facts of generations that are not the newest go as well. Their commits stay: the count of
-            generations goes on from them, and nothing reads their facts once the labels are of a newer one.
+            generations goes on from them, and nothing reads their facts once the labels are of a newer one, but for
+            those of generations that people answered about.
     """
 
     def __init__(
@@ -320,7 +332,8 @@ class Sweep:
                 uri = self.store.uri(commit_key(video, generation))
                 raise StorageError(f"the commit of its name at {uri}", "another one", "restore it")
             commits.append(commit)
-        return Committed.of(commits)
+        judged = {one.generation for one in read_answers(self.store, video)} if self.superseded else ()
+        return Committed.of(commits, judged)
 
     def _still(self, orphan: Orphan) -> bool:
         """Whether nothing speaks for it by now either."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from pipeline.cli.review_apply import apply
 from pipeline.cli.review_export import export
+from pipeline.cli.review_history import history
 from pipeline.cli.review_serve import serve
 
 app = typer.Typer(
@@ -13,6 +15,8 @@ app = typer.Typer(
 )
 app.command("serve")(serve)
 app.command("export")(export)
+app.command("apply")(apply)
+app.command("history")(history)
 
 
 @app.callback()

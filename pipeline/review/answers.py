@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import MasksieveError
+from pipeline.ledger import forgotten_key
 from pipeline.storage.manifest import checked_video_id
 from pipeline.storage.objects import ObjectStore
 
@@ -103,11 +104,14 @@ def answer_key(video_id: str, answer_id: str) -> str:
 
 
 def write_answer(store: ObjectStore, answer: Answer) -> bool:
-    """Write an answer down unless it is there. Returns: whether this call did."""
-    key = answer_key(answer.video_id, answer.answer_id)
-    if store.exists(key):
+    """Write an answer down unless it is there, or its video was forgotten. Returns: whether this call did."""
+    key, tombstone = answer_key(answer.video_id, answer.answer_id), forgotten_key(answer.video_id)
+    if store.exists(key) or store.exists(tombstone):
         return False
     store.put_atomic(key, answer.model_dump_json(indent=1).encode())  # equal by whoever writes it
+    if store.exists(tombstone):  # either who forgets it finds what we wrote, or we find that it was forgotten
+        store.delete(key)
+        return False
     return True
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -239,11 +240,17 @@ def _prompts(
     return prompt_set([ObjectPrompts(one, None, tuple(frames)) for one, frames in objects.items()], "stored masks")
 
 
+@lru_cache(maxsize=1)
+def _loaded(name: str, device: str, cache_dir: Path | None) -> LoadedModel:
+    """A model, loaded once for many videos."""
+    return load_model(name, device=device, cache_dir=cache_dir)
+
+
 def _model(metadata: Mapping[str, Any], settings: Settings, model: LoadedModel | None) -> LoadedModel:
     """The model that made the facts."""
     about = metadata.get("model") or {}
     if model is None or model.sha256 != about.get("sha256"):
-        model = load_model(str(about.get("name")), device=settings.model.device, cache_dir=settings.model.cache_dir)
+        model = _loaded(str(about.get("name")), settings.model.device, settings.model.cache_dir)
     if model.sha256 != about.get("sha256"):
         got = f"other weights under the name {about.get('name')}"
         raise ModelError(f"the model {str(about.get('sha256'))[:12]} of the facts", got, "label the video again")
