@@ -1,4 +1,4 @@
-"""The flow between people and labels: it applies what they answered, and tells what waits for them, by drop and reason."""
+"""The flow between people and labels: it applies what they answered, and tells what waits for them and where."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def _page(
     applied = [one for one in corrected if one.applied]
     answers, rows = sum(len(one.applied) for one in applied), sum(one.changed for one in applied)
     lines += ["", f"Applied {answers} answers on {len(applied)} videos: {rows} masks changed."]
-    lines += [
-        f"- {len(one.waiting)} wait for `{masked(one.commit.video_uri)}`: {one.why}" for one in corrected if one.waiting
-    ]
+    for one in corrected:
+        if one.waiting:
+            lines.append(f"- {len(one.waiting)} wait for `{masked(one.commit.video_uri)}`: {one.why}")
     lines += [f"- not applied on `{video_id[:12]}`: {text}" for video_id, text in failed.items()]
     return "\n".join(lines)

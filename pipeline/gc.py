@@ -102,12 +102,8 @@ class Committed:
         *before, last = sorted(commits, key=lambda commit: commit.generation)
         kept = {last.corrects, *judged}
         older = frozenset(file.key for commit in before if commit.generation not in kept for file in commit.files)
-        keys = frozenset(
-            file.key
-            for commit in (*before, last)
-            if commit is last or commit.generation in kept
-            for file in commit.files
-        )
+        staying = [last, *(commit for commit in before if commit.generation in kept)]
+        keys = frozenset(file.key for commit in staying for file in commit.files)
         return cls(last.generation, last.first_seen, last.finished_at.timestamp(), keys, older - keys)
 
 

@@ -24,6 +24,13 @@ def apply(
     video: Annotated[
         list[str] | None, typer.Option("--video", help="Only this one: path, address, file name or video_id.")
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="A queue whose answers are written out first, also those that could still be taken back.",
+            show_default="none: those that the output has",
+        ),
+    ] = None,
     config: Config = None,
     set_: Set = None,
     json_: Annotated[bool, typer.Option("--json", help="Print what became of each video as JSON.")] = False,
@@ -41,6 +48,14 @@ def apply(
     from pipeline.rescore import chosen_videos
     from pipeline.review.corrections import apply_answers, unfinished
 
+    if database is not None:
+        from pipeline.review.queue import Queue
+
+        queue = Queue(database, store.identity, settings.review)
+        try:
+            queue.export(store, force=True)
+        finally:
+            queue.close()
     ledger = Ledger(store)
     with reading_the_call(VideoError):
         chosen = set(chosen_videos(ledger, (), video)) if video else None

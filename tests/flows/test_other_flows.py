@@ -87,7 +87,7 @@ def test_reviews_counts_what_the_lists_hold_and_tells_each_drop(
     page = artifacts("reviews")
     assert "uncertainty: " in page
     assert str(labelled / "review" / "drop=night") in page
-    assert "Corrections are not read yet" in page
+    assert "Applied 0 answers on 0 videos" in page
     assert reviews(str(labelled), drop="another") == {}
 
 
