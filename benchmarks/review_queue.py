@@ -55,6 +55,7 @@ class Flagged(NamedTuple):
     label: str | None = "cup"
     frame_uri: str | None = None
     box_xyxy: tuple[float, ...] | None = (2.0, 1.0, 5.0, 3.0)
+    rle: bytes = b"a mask"
 
 
 def write_list(
@@ -76,7 +77,7 @@ def write_list(
         rows += [
             {
                 "video_id": video_id, "video_uri": f"{video_id[:8]}.mp4", "frame_index": one.first_frame + number,
-                "pts_seconds": 0.0, "object_id": one.object_id, "label": one.label, "height": height, "width": width,
+                "pts_seconds": 0.0, "object_id": one.object_id, "label": one.label, "height": height, "width": width, "rle": one.rle,
                 "area_px": 6, "bbox_xyxy": one.box_xyxy, "visibility": "visible", "auto": False, "shot_index": 0,
                 "direction": "forward", "across_cut": False, "uncertainty": one.uncertainty,
                 "decision": "accept" if one.audit else "review",

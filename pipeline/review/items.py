@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -27,7 +27,8 @@ _COPIED = (
     "review_id", "video_id", "video_uri", "object_id", "label", "frame_index", "height", "width", "area_px",
     "uncertainty", "suggested_action", "review_probability", "frame_uri", "overlay_uri",
 )  # fmt: skip
-_COLUMNS = (*_COPIED, *SOURCES, "reasons", "audit", "bbox_xyxy", "representative")
+_COLUMNS = (*_COPIED, *SOURCES, "reasons", "audit", "bbox_xyxy", "representative", "rle")
+_SHOWN = ("review_id", "frame_index", "rle")
 _LIST = re.compile(r"review/drop=(?P<drop>[^/]+)/(?P<video>[0-9a-f]{64})\.parquet")
 
 
@@ -46,6 +47,7 @@ class Item:
             object_score, stability, temporal_iou, area_change, visibility); None where there is none.
         gain: uncertainty summed over the rows of the stretch; an unscored row counts as 1.
         frame_uri, overlay_uri: pictures of the representative frame, where they were made.
+        masks: digest of the frames and masks of the stretch.
         box_xyxy: of the mask on the representative frame, pixels, right and lower edge exclusive; None if it is empty.
     """
 
@@ -74,16 +76,20 @@ class Item:
     frame_uri: str | None = None
     overlay_uri: str | None = None
     box_xyxy: tuple[float, ...] | None = None
+    masks: str = ""
 
     @property
     def item_id(self) -> str:
-        """Made from what is shown: when the stretch or its masks change, another item takes its place."""
-        parts = (self.review_id, self.generation, self.frame_index, self.last_frame, self.rows)
+        """Made from what is shown: when the stretch or its masks change, another item takes its place.
+
+        A generation that changes other masks of the video leaves it what it is.
+        """
+        parts = (self.review_id, self.frame_index, self.last_frame, self.rows, self.masks)
         return hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()[:20]
 
 
 def about(item: Item) -> dict[str, object]:
-    """The fields of an `Answer` that tell what was shown, as they have to be of this item."""
+    """The fields of an `Answer` that tell what was shown."""
     return {
         "item_id": item.item_id, "review_id": item.review_id, "video_id": item.video_id,
         "generation": item.generation, "object_id": item.object_id, "label": item.label,
@@ -164,8 +170,12 @@ def _items(rows: pa.Table, generation: int, drop: str, fps: float | None) -> lis
     grouped = rows.append_column("gain", gain).group_by("review_id")
     kinds = [("frame_index", "min"), ("frame_index", "max"), ("frame_index", "count"), ("gain", "sum")]
     sums = {row["review_id"]: row for row in grouped.aggregate(kinds).to_pylist()}
+    masks: dict[str, Any] = {}
+    for review_id, frame, mask in zip(*(rows.column(name).to_pylist() for name in _SHOWN), strict=True):
+        masks.setdefault(review_id, hashlib.sha256()).update(b"%d:%b;" % (frame, mask or b""))
     seen = rows.filter(rows.column("representative")).to_pylist()
     found = [_item(row, sums[row["review_id"]], generation, drop, fps) for row in seen]
+    found = [replace(one, masks=masks[one.review_id].hexdigest()[:20]) for one in found]
     return sorted(found, key=lambda one: (one.object_id, one.first_frame))
 
 

@@ -19,6 +19,9 @@ from pipeline.review.stats import day_of
 
 BAD_IOU = 0.5
 """An audited mask is bad if a person's has less IoU with it."""
+_WHAT_WAS_SAID = {"item_id", "reviewer", "verdict", "scope", "frame_index", "mask", "candidate", "prompts", "seconds"}
+_CHANGES = ("generation", "uncertainty", "reasons")
+"""What becomes another of an item while it shows the same: others of the video's masks were corrected, or rescored."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ def _answered(
 
 
 def _refuse_other(earlier: sa.Row[Any], answer: Answer) -> None:
-    """What was sent before under this id has to be the same, but for the time at which it came."""
+    """The same has to be said under this id as before; when it came, and what else is known of the item, may differ."""
     if earlier.state == "undone":
         raise Conflict("an answer that counts", f"{answer.answer_id} was taken back", "answer again under a new id")
     before = Answer.model_validate_json(earlier.body)
-    if before.model_copy(update={"answered_at": answer.answered_at}) != answer:
+    if before.model_dump(include=_WHAT_WAS_SAID) != answer.model_dump(include=_WHAT_WAS_SAID):
         raise _other_content(answer.answer_id)
 
 
@@ -117,8 +120,11 @@ def _refuse_unfit(row: sa.Row[Any], item: Item, answer: Answer) -> None:
     """Raise Malformed for an answer that cannot be one to its item."""
     if answer.reviewer != row.reviewer:
         raise Malformed("an answer of who holds the lease", f"one of {answer.reviewer[:40]!r}", "log in as one person")
+    if answer.generation > item.generation:
+        expected = f"a generation of at most {item.generation} in an answer to {item.item_id}"
+        raise Malformed(expected, str(answer.generation), "answer what was shown")
     for name, value in about(item).items():
-        if (got := getattr(answer, name)) != value:
+        if name not in _CHANGES and (got := getattr(answer, name)) != value:
             expected = f"{name} {value!r} in an answer to {item.item_id}"
             raise Malformed(expected, repr(got)[:80], "answer what was shown")
     if answer.mask is None:

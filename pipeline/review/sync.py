@@ -107,13 +107,16 @@ class Sync:
             if not self._take(connection, found, seen_tag):
                 return [], []
             mine = self._mine & (items.c.video_id == found.video_id)
-            query = sa.select(items.c.item_id, items.c.state).where(mine).order_by(items.c.item_id).with_for_update()
-            states = dict(connection.execute(query).tuples().all())
+            query = sa.select(items.c.item_id, items.c.state, items.c.body, items.c.look).where(mine)
+            there = {row.item_id: row for row in connection.execute(query.order_by(items.c.item_id).with_for_update())}
+            states = {item_id: row.state for item_id, row in there.items()}
             gone = [one for one, state in states.items() if state in OPEN and one not in wanted]
             back = [one for one, state in states.items() if state == "withdrawn" and one in wanted and one not in said]
             new = [one for one in wanted if one not in states and one not in said]
             self._set(connection, gone, "withdrawn")
             self._set(connection, back, "waiting")
+            for one in wanted.keys() & there.keys():
+                self._renew(connection, wanted[one], there[one])
             if new:
                 connection.execute(items.insert(), [_row(self._identity, wanted[one]) for one in new])
             events: list[tuple[feed.Event, str]] = [("withdrawn", one) for one in gone]
@@ -123,7 +126,7 @@ class Sync:
         gone, added = self._database.run(work)
         self._withdrawn += len(gone)
         self._added.update(wanted[one].drop for one in added)
-        self._labels.update(wanted[one].label or "" for one in added)
+        self._labels.update(one.label or "" for one in found.items)
 
     def _take(self, connection: sa.Connection, found: ReviewList, seen_tag: str | None) -> bool:
         """Note which version of a list was read, unless another sync noted one since this one looked."""
@@ -132,6 +135,14 @@ class Sync:
             return insert_new(connection, lists, row)
         same = (lists.c.store == self._identity) & (lists.c.key == found.key) & (lists.c.tag == seen_tag)
         return connection.execute(lists.update().where(same).values(tag=found.tag)).rowcount == 1
+
+    def _renew(self, connection: sa.Connection, item: Item, before: sa.Row[Any]) -> None:
+        """Let an item that shows the same know its generation, its scores and where its picture lies now."""
+        row = _row(self._identity, item)
+        if row["body"] != before.body:
+            names = ["drop", "reasons", "gain", "body"] + (["look"] if before.look == "" else [])
+            changed = items.update().where(self._mine, items.c.item_id == item.item_id)
+            connection.execute(changed.values({name: row[name] for name in names}))
 
     def _set(self, connection: sa.Connection, item_ids: list[str], state: State) -> None:
         free = {"state": state, "lease_id": None, "reviewer": None, "expires_at": None}

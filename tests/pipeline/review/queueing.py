@@ -23,10 +23,12 @@ def video(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def fill(store: ObjectStore, videos: int = 1, stretches: int = 4, audits: int = 0, **more: Any) -> None:
+def fill(
+    store: ObjectStore, videos: int = 1, stretches: int = 4, audits: int = 0, rle: bytes = b"1", **more: Any
+) -> None:
     """Review lists of some videos: stretches of 4 rows, the first the most uncertain, each of an object of its own."""
-    flagged = [Flagged(one, 0, 4, 0.9 - 0.5 * one / stretches) for one in range(stretches)]
-    flagged += [Flagged(100 + one, 5, 1, 0.1, audit=True) for one in range(audits)]
+    flagged = [Flagged(one, 0, 4, 0.9 - 0.5 * one / stretches, rle=rle) for one in range(stretches)]
+    flagged += [Flagged(100 + one, 5, 1, 0.1, audit=True, rle=rle) for one in range(audits)]
     for number in range(videos):
         write_list(store, video(number), flagged, **{"height": HEIGHT, "width": WIDTH, **more})
 

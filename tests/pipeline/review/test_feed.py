@@ -25,7 +25,7 @@ def test_pages_of_the_feed_tell_everything_once_and_items_of_what_was_added(tmp_
     [mine] = queue.claim("ann")
     queue.answer(mine.lease_id, answer_to(mine.item, "a" * 8, "ann"))
     queue.undo("a" * 8, "ann")
-    fill(store, stretches=1, generation=2)
+    fill(store, stretches=1, generation=2, rle=b"2")
     queue.sync(store)
     seen, cursor = [], 0
     while True:

@@ -139,7 +139,7 @@ def test_an_answer_counts_once_and_only_from_who_holds_the_item(opened: Open, st
     [
         ({"verdict": "fix", "mask": given(8, 13)}, "8 x 12 pixels, got 8 x 13"),
         ({"verdict": "fix", "mask": given().model_copy(update={"counts": "1"})}, "add up to"),
-        ({"generation": 2}, "generation 1"),
+        ({"generation": 2}, "generation of at most 1"),
         ({"audit": True}, "audit False"),
         ({"review_probability": 0.5}, "review_probability 1.0"),
         ({"reviewer": "mallory"}, "who holds the lease"),

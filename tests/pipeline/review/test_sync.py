@@ -41,7 +41,7 @@ def test_items_go_when_their_stretch_does_and_come_back_with_it(queue: Queue, st
     queue.sync(store)
     mine, answered = queue.claim("ann", 2)
     queue.answer(answered.lease_id, answer_to(answered.item, "a" * 8, "ann"))
-    fill(store, videos=2, stretches=3, generation=2)
+    fill(store, videos=2, stretches=3, rle=b"2")
     done = queue.sync(store)
     assert (done.added, done.withdrawn, done.items) == (6, 5, 6), "what is answered is not withdrawn"
     with pytest.raises(Conflict, match="withdrawn"):
@@ -49,6 +49,23 @@ def test_items_go_when_their_stretch_does_and_come_back_with_it(queue: Queue, st
     fill(store, videos=2, stretches=3)
     done = queue.sync(store)
     assert (done.added, done.withdrawn, done.items) == (5, 6, 5)
+
+
+def test_what_shows_the_same_in_a_new_generation_stays_whose_it_is(queue: Queue, store: ObjectStore) -> None:
+    """Somebody's answer was applied to another object of the video."""
+    fill(store, stretches=3)
+    queue.sync(store)
+    mine, answered, skipped = queue.claim("ann", 3)
+    queue.skip(skipped.item.item_id, skipped.lease_id)
+    said = answer_to(answered.item, "a" * 8, "ann")
+    queue.answer(answered.lease_id, said)
+    fill(store, stretches=3, generation=2)
+    done = queue.sync(store)
+    assert (done.added, done.withdrawn, done.items) == (0, 0, 2)
+    assert queue.item(mine.item.item_id).generation == 2
+    assert queue.answer(answered.lease_id, said.model_copy(update={"generation": 2})).again
+    assert not queue.answer(mine.lease_id, answer_to(mine.item, "b" * 8, "ann")).again
+    assert [one.item.item_id for one in queue.claim("ann", 9)] == [skipped.item.item_id]
 
 
 def test_lists_that_did_not_change_are_not_read_again(
@@ -122,13 +139,13 @@ def test_of_two_syncs_at_once_the_slower_one_brings_nothing_old_back(
 ) -> None:
     fill(store, stretches=2)
     queue.sync(store)
-    fill(store, stretches=2, generation=2)
+    fill(store, stretches=2, generation=2, rle=b"2")
     real = sync.read_items
 
     def slow(*given: Any) -> Any:
         found = list(real(*given))
         monkeypatch.setattr(sync, "read_items", real)
-        fill(store, stretches=2, generation=3)
+        fill(store, stretches=2, generation=3, rle=b"3")
         Queue(tmp_path / "q.sqlite", store.identity, SETTINGS).sync(store)
         yield from found
 
@@ -144,7 +161,9 @@ def test_near_duplicates_and_more_of_one_object_come_later(queue: Queue, store: 
         store.put_atomic(f"review_images/{name}.jpg", picture)
 
     def flagged(object_id: int, first: int, name: str, uncertainty: float) -> Flagged:
-        return Flagged(object_id, first, 2, uncertainty, frame_uri=f"/moved/out/review_images/{name}.jpg", box_xyxy=(0, 0, 64, 64))
+        return Flagged(
+            object_id, first, 2, uncertainty, frame_uri=f"/moved/out/review_images/{name}.jpg", box_xyxy=(0, 0, 64, 64)
+        )
 
     write_list(store, video(0), [flagged(1, 0, "left", 0.9), flagged(1, 9, "right", 0.8)], height=64, width=64)
     write_list(store, video(1), [flagged(5, 0, "left again", 0.85), flagged(6, 0, "none", 0.7)], height=64, width=64)
