@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import shutil
 import tempfile
 import threading
@@ -40,6 +41,7 @@ KEPT_PICTURES_BYTES = 256 << 20
 KEPT_VIDEOS = 4
 """Downloads that are kept at a time."""
 WAIT_SECONDS = 120.0
+_STORED = re.compile(r"review_images/[0-9a-f]{64}/\d{6,}/\d{8,}\.jpg$")  # wherever the output lay then
 
 
 @dataclass
@@ -107,7 +109,7 @@ class Media:
         pictures = self.prepare(item).result(WAIT_SECONDS)
         if frame_index not in pictures.features:
             data = self.jpeg(item, frame_index)
-            pictures.features[frame_index] = self.editor().features(np.asarray(Image.open(io.BytesIO(data))))
+            pictures.features[frame_index] = self.editor().features(np.array(Image.open(io.BytesIO(data))))
         return pictures.features[frame_index]
 
     def candidates(self, item: Item) -> list[Candidate]:
@@ -159,11 +161,11 @@ class Media:
 
     def _stored(self, item: Item) -> bytes | None:
         """The picture that was made when the video was labelled, if it lies in this output."""
-        prefix = self._store.uri("review_images")
-        if item.frame_uri is None or not item.frame_uri.startswith(f"{prefix}/"):
+        named = _STORED.search(item.frame_uri or "")
+        if named is None:
             return None
         try:
-            return self._store.get("review_images" + item.frame_uri[len(prefix) :])
+            return self._store.get(named[0])
         except MasksieveError:
             return None
 

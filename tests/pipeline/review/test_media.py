@@ -1,0 +1,80 @@
+"""Pictures and masks of items: the right frames, within bounds, and what is kept of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.errors import StorageError
+from pipeline.models import LoadedModel
+from pipeline.nano.clips import render_clip
+from pipeline.review import media as media_module
+from pipeline.review.editor import Editor
+from pipeline.review.items import Item, read_items
+from pipeline.review.media import Media
+from pipeline.review.refusals import NotFound
+from pipeline.review.shown import Shown, ShownMasks, ShownRow
+from pipeline.storage.objects import ObjectStore
+
+from .conftest import FRAMES, SEEDS, SIZE_PX, Drop
+
+
+@pytest.fixture(scope="module")
+def items(review_drop: Drop) -> list[Item]:
+    return [item for one in read_items(ObjectStore(review_drop.out)) for item in one.items]
+
+
+@pytest.fixture
+def media(review_drop: Drop, nano: LoadedModel) -> Iterator[Media]:
+    editor = Editor(nano)
+    one = Media(ObjectStore(review_drop.out), review_drop.settings, lambda: editor)
+    yield one
+    one.close()
+
+
+def test_frames_are_those_of_the_video(media: Media, items: list[Item]) -> None:
+    item = next(one for one in items if one.video_uri.endswith("two.mp4"))
+    truth = render_clip(SEEDS["two"], frames=FRAMES, size=SIZE_PX).frames_thw3
+    for row in media.masks.of(item).loop(item.frame_index, 24):
+        seen = np.asarray(Image.open(io.BytesIO(media.jpeg(item, row.frame_index)))).astype(float)
+        far = [np.abs(seen - frame).mean() for frame in truth]
+        assert int(np.argmin(far)) == row.frame_index
+    with pytest.raises(NotFound):
+        media.jpeg(item, FRAMES + 5)
+
+
+def test_what_is_kept_stays_within_its_bytes(media: Media, items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_module, "KEPT_PICTURES_BYTES", 1)
+    for item in items:
+        media.prepare(item).result(60)
+    media.prepare(items[0]).result(60)
+    media.prepare(items[0])
+    assert len(media._kept) == 1
+
+
+def test_a_video_that_has_changed_is_not_shown_for_the_one_that_was_labelled(media: Media, items: list[Item]) -> None:
+    other = replace(items[0], video_uri=next(one for one in items if one.video_id != items[0].video_id).video_uri)
+    note = media.note(other)
+    assert note is not None
+    assert "changed" in note
+
+
+def test_the_loop_holds_the_representative_and_a_little_around() -> None:
+    rows = {index: ShownRow(index, index / 12, None, None, "untracked") for index in range(0, 200, 2)}
+    loop = [row.frame_index for row in Shown(rows, 20, 160).loop(98, 7)]
+    inside = [index for index in loop if 20 <= index <= 160]
+    assert [index for index in loop if index < 20] == [12, 14, 16, 18]
+    assert [index for index in loop if index > 160] == [162, 164, 166, 168]
+    assert (len(inside), inside[0], inside[-1]) == (7, 20, 160)
+    assert 98 in inside
+
+
+def test_facts_that_are_gone_are_told(review_drop: Drop, items: list[Item]) -> None:
+    masks = ShownMasks(ObjectStore(review_drop.out))
+    with pytest.raises(StorageError):
+        masks.of(replace(items[0], generation=7))
