@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.nano.follow import innermost_pixel
 from usam.image import EncodedImage, encode_image
 
 if TYPE_CHECKING:
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
 
 DENSE_LOGIT = 10.0
 """What a pixel of the current mask is worth as a dense prompt, which is read as logits."""
+
+MIDDLE_PX = 128
+"""The middle of a mask is looked for at about this size."""
+
+GRID_PX = 256
+"""Side of the grid on which the innermost pixel is looked for."""
+NEAR = 0.04
+"""Of the longer side of the frame: so far a background click reaches."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -64,6 +74,11 @@ class Editor:
     ) -> Candidate:
         """The mask that a person's prompts ask for.
 
+        A box says all that there is to say of what is meant, and the mask that is corrected is left out. Without one,
+        that mask is a dense prompt, and its innermost pixel an unspoken foreground click: a background click alone says
+        nothing that the model has learnt to follow. Where the answer disobeys a click, the reading that obeys most of
+        them is taken; what that is worth is measured in benchmarks/review_edit.py.
+
         Args:
             features: of the frame.
             points_n2: (n, 2) clicks as (x, y), px of the video; labels_n: 1 foreground, 0 background; or None.
@@ -71,8 +86,27 @@ class Editor:
             current_mask_hw: (H, W) bool, the mask that is being corrected; None starts anew.
             video_hw: height and width of the video, px.
         """
-        found = self._decode(features, points_n2, labels_n, box_xyxy, current_mask_hw, video_hw, multimask=False)
-        return found[0]
+        clicks_n2 = np.zeros((0, 2), np.float32) if points_n2 is None else np.asarray(points_n2, np.float32)
+        kinds_n = np.zeros(0, np.int32) if labels_n is None else np.asarray(labels_n, np.int32)
+        dense_hw = (
+            current_mask_hw if box_xyxy is None and current_mask_hw is not None and current_mask_hw.any() else None
+        )
+        asked = clicks_n2, kinds_n
+        if dense_hw is not None and (inner := _innermost(dense_hw, clicks_n2[kinds_n == 0])) is not None:
+            asked = np.concatenate([[inner], clicks_n2]).astype(np.float32), np.r_[1, kinds_n]
+
+        def decoded(mask_hw: BoolArray | None, *, multimask: bool) -> list[Candidate]:
+            return self._decode(features, *asked, box_xyxy, mask_hw, video_hw, multimask=multimask)
+
+        one_click = box_xyxy is None and dense_hw is None and len(kinds_n) == 1  # it may mean the part or the whole
+        found = decoded(dense_hw, multimask=one_click)
+        first = max(found, key=lambda one: one.score)
+        if _obeyed(first, clicks_n2, kinds_n) == len(kinds_n):
+            return first
+        found += decoded(None, multimask=True)
+        if dense_hw is not None:
+            found += decoded(dense_hw, multimask=True) + decoded(None, multimask=False)
+        return max(found, key=lambda one: (_obeyed(one, clicks_n2, kinds_n), one.score))
 
     def candidates(
         self, features: EncodedImage, current_mask_hw: BoolArray, video_hw: tuple[int, int]
@@ -120,6 +154,28 @@ class Editor:
             ]
 
 
+def _clicks(
+    points_n2: NDArray[np.floating] | None, labels_n: NDArray[np.integer] | None
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Clicks as arrays, perhaps of none."""
+    if points_n2 is None or labels_n is None:
+        return np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+    return np.asarray(points_n2, np.float32).reshape(-1, 2), np.asarray(labels_n, np.int32).reshape(-1)
+
+
+def _middle(mask_hw: BoolArray, points_n2: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """(x, y) of a pixel deep inside a mask and apart from all clicks; None where there is no such."""
+    step = max(1, max(mask_hw.shape) // MIDDLE_PX)
+    left_hw = mask_hw[::step, ::step].copy()
+    y_hw, x_hw = np.indices(left_hw.shape) * step
+    for x, y in points_n2:
+        left_hw &= np.hypot(x_hw - x, y_hw - y) > max(mask_hw.shape) / 32
+    if not left_hw.any():
+        return None
+    x, y = innermost_pixel(left_hw)
+    return np.array([x * step, y * step], np.float32)
+
+
 def _sparse(
     points_n2: NDArray[np.floating] | None,
     labels_n: NDArray[np.integer] | None,
@@ -139,6 +195,29 @@ def _sparse(
         return torch.zeros(1, 1, 2), -torch.ones(1, 1, dtype=torch.int32)
     height, width = video_hw
     return (points / torch.tensor([width, height]) * image_size)[None], labels[None]
+
+
+def _obeyed(found: Candidate, points_n2: NDArray[np.floating], labels_n: NDArray[np.integer]) -> int:
+    """How many clicks a mask obeys."""
+    height, width = found.mask_hw.shape
+    x_n = np.clip(points_n2[:, 0].astype(int), 0, width - 1)
+    y_n = np.clip(points_n2[:, 1].astype(int), 0, height - 1)
+    return int((found.mask_hw[y_n, x_n] == (labels_n > 0)).sum())
+
+
+def _innermost(mask_hw: BoolArray, away_from_n2: NDArray[np.floating]) -> tuple[float, float] | None:
+    """(x, y) of the pixel deepest inside of a mask, not near background clicks; None if they leave nothing."""
+    step = max(1, -(-max(mask_hw.shape) // GRID_PX))
+    left_hw = mask_hw[::step, ::step].copy()
+    yy, xx = np.mgrid[: left_hw.shape[0], : left_hw.shape[1]] * step
+    near = NEAR * max(mask_hw.shape)
+    for x, y in away_from_n2:
+        left_hw &= (xx - x) ** 2 + (yy - y) ** 2 > near**2
+    if not left_hw.any():
+        return None
+    depth_hw = distance_transform_edt(np.pad(left_hw, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(np.argmax(depth_hw)), depth_hw.shape)
+    return float(column * step) + 0.5, float(row * step) + 0.5
 
 
 def _dense(mask_hw: BoolArray, model: Any) -> Tensor:
