@@ -98,7 +98,7 @@ class Reviewer:
 
     def settled(self) -> None:
         """Wait until the server has all answers."""
-        self.page.wait_for_function(f"{KEPT}.length === 0")
+        self.page.wait_for_function(f"() => {KEPT}.length === 0")
 
     def truth(self) -> NDArray[np.bool_]:
         """What would be right on the asked frame of the item on screen."""

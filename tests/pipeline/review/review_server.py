@@ -49,25 +49,28 @@ class ReviewServer:
         return {one.answer_id: one for one in found}
 
 
-def multiply_items(out: Path, wanted: int) -> int:
-    """Ask about the representative rows again and again, under other names. Returns: items that there are now."""
+def multiply_items(out: Path, wanted: int) -> None:
+    """Ask about the same stretches again and again, under other names, until so many items wait."""
     files = sorted(out.glob("review/*/*.parquet"))
-    share, total = -(-wanted // len(files)), 0
     for path in files:
         table = pq.read_table(path)
-        rows = table.filter(table.column("representative"))
-        copies = rows.take([number % len(rows) for number in range(max(0, share - len(rows)))])
-        names = [hashlib.sha256(f"{path.name}{number}".encode()).hexdigest()[:20] for number in range(len(copies))]
-        named = copies.set_column(
-            copies.column_names.index("review_id"), table.schema.field("review_id"), pa.array(names)
-        )
-        pq.write_table(pa.concat_tables([table, named]).replace_schema_metadata(table.schema.metadata), path)
-        total += len(rows) + len(copies)
-    return total
+        rows_of: dict[str, list[int]] = {}
+        for row, name in enumerate(table.column("review_id").to_pylist()):
+            rows_of.setdefault(name, []).append(row)
+        stretches, rows, names = list(rows_of.values()), [], []
+        for number in range(-(-wanted // len(files)) - len(stretches)):
+            again = stretches[number % len(stretches)]
+            rows += again
+            names += [hashlib.sha256(f"{path.name}{number}".encode()).hexdigest()[:20]] * len(again)
+        at = table.column_names.index("review_id")
+        copies = table.take(rows).set_column(at, table.schema.field(at), pa.array(names))
+        pq.write_table(pa.concat_tables([table, copies]).replace_schema_metadata(table.schema.metadata), path)
 
 
 @contextmanager
-def served(drop: Drop, folder: Path, *, items: int = 0, settings: dict[str, object] | None = None) -> Iterator[ReviewServer]:
+def served(
+    drop: Drop, folder: Path, *, items: int = 0, settings: dict[str, object] | None = None
+) -> Iterator[ReviewServer]:
     """The drop behind a server of its own; it is asked to end afterwards, and has to end well."""
     out, database, token = folder / "out", folder / "queue.sqlite", folder / "token"
     shutil.copytree(drop.out, out)

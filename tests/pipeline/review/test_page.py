@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.rle import decode, encode_mask
 from pipeline.review.answers import Answer
+from pipeline.rle import decode
 
 from .conftest import Drop
 from .page_driver import ARGUMENTS, KEPT, Reviewer
@@ -73,6 +74,14 @@ def mask_of(answer: Answer) -> NDArray[np.bool_]:
     return found
 
 
+def find_there(one: Reviewer) -> None:
+    """Answer until an item's object can be seen on its frame."""
+    for _ in range(12):
+        if one.truth().sum() > 60:
+            return
+        one.press("n")
+
+
 def inside(mask_hw: NDArray[np.bool_]) -> tuple[int, int]:
     """(x, y) of a pixel well inside of a mask: the one whose neighbourhood is fullest."""
     padded = np.pad(mask_hw.astype(float), 4)
@@ -86,7 +95,9 @@ def test_the_page_needs_nothing_from_elsewhere_and_no_file_is_long() -> None:
         text = path.read_text()
         assert len(text.splitlines()) < 400, path.name
         assert re.findall(r"(?:src|href|url|from|import|fetch)\s*[=(\s]\s*[\"'(]?(?:https?:|//)[^\"')\s]*", text) == []
-        assert not re.search(r"\sstyle=|\son[a-z]+=\"|<script>|innerHTML|\beval\(", text), f"{path.name}: barred by the CSP"
+        assert not re.search(r"\sstyle=|\son[a-z]+=\"|<script>|innerHTML|\beval\(", text), (
+            f"{path.name}: barred by the CSP"
+        )
 
 
 @pytest.mark.slow
@@ -98,7 +109,7 @@ def test_the_token_opens_the_page_a_wrong_one_does_not_and_neither_stays_in_the_
     one.page.fill("#reviewer", "Ada")
     one.page.fill("#token", "a guess")
     one.page.keyboard.press("Enter")
-    one.page.wait_for_function("document.querySelector('.wrong').textContent !== ''")
+    one.page.wait_for_function("() => document.querySelector('.wrong').textContent !== ''")
     assert "not the right one" in one.page.inner_text(".wrong")
     assert one.page.get_attribute("body", "data-screen") == "login"
     one.page.fill("#token", server.token)
@@ -137,8 +148,7 @@ def test_twenty_items_by_keyboard_alone_each_on_screen_at_once(reviewer: Open, s
 @pytest.mark.slow
 def test_a_click_makes_the_mask_and_enter_gives_it(reviewer: Open, server: ReviewServer) -> None:
     ada = reviewer("Ada fixes")
-    while not ada.truth().any():
-        ada.press("n")
+    find_there(ada)
     item, right_hw = ada.item, ada.truth()
     ada.page.keyboard.press("f")
     ada.page.wait_for_selector("#fixing:not([hidden])")
@@ -148,7 +158,7 @@ def test_a_click_makes_the_mask_and_enter_gives_it(reviewer: Open, server: Revie
     for count, button in ((1, "left"), (2, "left"), (3, "right")):
         place = (x, y) if button == "left" else inside(~right_hw)
         ada.page.mouse.click(*ada.screen_place(*place), button=button)  # type: ignore[arg-type]
-        ada.page.wait_for_function(f"performance.getEntriesByName('click').length >= {count}")
+        ada.page.wait_for_function(f"() => performance.getEntriesByName('click').length >= {count}")
     ada.page.keyboard.press("z")  # takes the last click back
     ada.press("Enter")
     ada.settled()
@@ -167,8 +177,7 @@ def test_a_click_makes_the_mask_and_enter_gives_it(reviewer: Open, server: Revie
 @pytest.mark.slow
 def test_fingers_on_a_tablet_draw_a_box_and_paint(reviewer: Open, server: ReviewServer) -> None:
     ada = reviewer("Ada's tablet", viewport={"width": 1024, "height": 768}, has_touch=True, color_scheme="dark")
-    while not ada.truth().any():
-        ada.press("n")
+    find_there(ada)
     item, right_hw = ada.item, ada.truth()
     assert ada.page.evaluate("document.documentElement.scrollWidth") == 1024
     assert ada.page.evaluate("document.documentElement.scrollHeight") == 768
@@ -180,7 +189,7 @@ def test_fingers_on_a_tablet_draw_a_box_and_paint(reviewer: Open, server: Review
     ada.page.mouse.down()
     ada.page.mouse.move(*end, steps=4)
     ada.page.mouse.up()
-    ada.page.wait_for_function("performance.getEntriesByName('click').length === 1")
+    ada.page.wait_for_function("() => performance.getEntriesByName('click').length === 1")
     ada.page.locator("[data-do=tool-erase]").tap()
     x, y = inside(right_hw)
     ada.page.touchscreen.tap(*ada.screen_place(x, y))
@@ -250,7 +259,6 @@ def test_a_lost_connection_loses_no_answer_also_when_a_lease_ran_out_meanwhile(
     ada = reviewer("Ada offline")
     ada.press("a")
     ada.settled()
-    ada.page.wait_for_function("document.querySelectorAll('#frames canvas').length > 0 || document.querySelector('.strip.none')")
     ada.page.wait_for_timeout(1500)  # the items that come next are here by now
     first = ada.item["item_id"]
     ada.context.set_offline(True)
@@ -277,8 +285,6 @@ def test_a_lost_connection_loses_no_answer_also_when_a_lease_ran_out_meanwhile(
 
 def release(server: ReviewServer, reviewer: Reviewer, item_id: str) -> None:
     """The lease ends as if its time had run out."""
-    import httpx
-
     lease = reviewer.leases[item_id]["lease_id"]
     headers = {"Authorization": f"Bearer {server.token}", "X-Reviewer": reviewer.name}
     address = f"{server.url}api/v1/items/{item_id}/release"
@@ -290,10 +296,12 @@ def test_tab_chooses_between_stretch_and_frame_and_arrows_walk_the_stretch(
     reviewer: Open, server: ReviewServer
 ) -> None:
     ada = reviewer("Ada looks")
-    while ada.item["rows"] < 3:
+    for _ in range(12):
+        if ada.item["rows"] > 2:
+            break
         ada.press("s")
     item = ada.item
-    ada.page.wait_for_function("document.querySelectorAll('#frames button').length > 2")
+    ada.page.wait_for_function("() => document.querySelectorAll('#frames button').length > 2")
     at = ada.page.locator("#frames [aria-selected=true]")
     assert at.get_attribute("data-frame") == str(item["frame_index"])
     step = "ArrowRight" if item["frame_index"] < item["last_frame"] else "ArrowLeft"
@@ -302,7 +310,7 @@ def test_tab_chooses_between_stretch_and_frame_and_arrows_walk_the_stretch(
     assert away != item["frame_index"]
     assert f"asked about {item['frame_index']}" in ada.page.inner_text("#where")
     ada.page.keyboard.press("l")
-    ada.page.wait_for_function("document.querySelector('[data-do=loop]').getAttribute('aria-pressed') === 'true'")
+    ada.page.wait_for_function("() => document.querySelector('[data-do=loop]').getAttribute('aria-pressed') === 'true'")
     ada.page.keyboard.press("Home")
     ada.page.keyboard.press(step)
     ada.page.keyboard.press("Tab")
@@ -333,7 +341,6 @@ def test_masks_are_read_and_written_in_the_browser_as_here(reviewer: Open) -> No
         if mask_hw.any():
             ys, xs = np.nonzero(mask_hw)
             assert bounds == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        assert encode_mask(mask_hw).counts
 
 
 @pytest.mark.slow
