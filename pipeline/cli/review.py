@@ -7,6 +7,7 @@ import typer
 from pipeline.cli.review_apply import apply
 from pipeline.cli.review_export import export
 from pipeline.cli.review_history import history
+from pipeline.cli.review_queue import changes, stats, sync
 from pipeline.cli.review_serve import serve
 
 app = typer.Typer(
@@ -14,6 +15,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("serve")(serve)
+app.command("sync")(sync)
+app.command("stats")(stats)
+app.command("changes")(changes)
 app.command("export")(export)
 app.command("apply")(apply)
 app.command("history")(history)

@@ -1,4 +1,4 @@
-"""The queue: whose turn an item is, answers that are kept exactly once, budgets, audits, and races of many reviewers."""
+"""The queue: whose turn an item is, answers kept exactly once, budgets, audits, and races of many reviewers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_lease_that_ran_out_goes_to_somebody_else_and_can_be_had_again(
     assert queue.claim("bob") == []
     clock.now += 1
     answer = answer_to(mine.item, "a" * 8, "ann")
-    with pytest.raises(LeaseLost, match="ended 0 s ago.*claim the item again"):
+    with pytest.raises(LeaseLost, match=r"ended 0 s ago.*claim the item again"):
         queue.answer(mine.lease_id, answer)
     with pytest.raises(LeaseLost):
         queue.renew(mine.item.item_id, mine.lease_id)
@@ -188,7 +188,7 @@ def test_nobody_is_given_more_than_the_budget_of_the_day(opened: Open, store: Ob
     first = queue.claim("ann", 2)
     assert queue.stats().budget_left == 1
     assert len(queue.claim("bob", 5)) == 1
-    with pytest.raises(BudgetSpent, match="review.items_per_day"):
+    with pytest.raises(BudgetSpent, match=r"review\.items_per_day"):
         queue.claim("bob")
     queue.release(first[1].item.item_id, first[1].lease_id)
     queue.answer(first[0].lease_id, answer_to(first[0].item, "a" * 8, "ann"))
@@ -303,7 +303,7 @@ def test_two_outputs_share_a_database_and_see_nothing_of_each_other(store: Objec
 
 def test_a_database_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match="a review queue at .*MASKSIEVE_REVIEW"):
+    with pytest.raises(StorageError, match=r"a review queue at .*MASKSIEVE_REVIEW"):
         Queue(tmp_path / "folder", "s").stats()
     (tmp_path / "text").write_text("no database at all, but a text of some length\n" * 40)
     with pytest.raises(StorageError, match="a review queue at"):

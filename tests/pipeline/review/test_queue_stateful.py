@@ -1,4 +1,4 @@
-"""The queue against a model of it, under any order of claims, expiries, double submits, undos, new lists and restarts."""
+"""The queue against a model of it: claims, expiries, double submits, undos, new lists and restarts in any order."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Reviewing(RuleBasedStateMachine):
     @rule(target=said, earlier=said, changed=st.booleans())
     def send_again(self, earlier: tuple[str, Any, str, Leased], changed: bool) -> Any:
         """A double submit, late or not; or another answer under the same id."""
-        answer_id, answer, reviewer, leased = earlier
+        _, answer, reviewer, leased = earlier
         if changed:
             answer = answer.model_copy(update={"seconds": 77.0})
         return self.send(answer, leased, reviewer)
