@@ -23,7 +23,7 @@ from pipeline.models import LoadedModel
 from pipeline.propagate import ReadFrame
 from pipeline.records import CANDIDATES, MASKS, TOKENS, read_metadata, upgraded
 from pipeline.rescore import policy_in_place
-from pipeline.review.answers import Answer, answered_videos, read_answers
+from pipeline.review.answers import Answer, ReviewError, answered_videos, read_answers
 from pipeline.review.carried import Carried, carry_on, needs_video
 from pipeline.review.laid_over import Key, Said, across_cuts, changed, exchanged, laid, last_said, prompted_shots
 from pipeline.review.repropagate import STOPPING, Stopping
@@ -173,9 +173,14 @@ class _Work:
     def _last_said(self, answers: list[Answer], before: Commit) -> dict[Key, Said]:
         """What counts on each row that is there."""
         with local_facts(self.store, before, self.scratch) as facts:
-            table = pq.read_table(facts, columns=["frame_index", "object_id"])
+            table = pq.read_table(facts, columns=["frame_index", "object_id", "height", "width"])
         there = set(zip(table["frame_index"].to_pylist(), table["object_id"].to_pylist(), strict=True))
         said = last_said(answers, self.ledger, before, self.scratch)
+        sizes = set(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
+        for one in said.values():
+            if (one.height, one.width) not in sizes:
+                got = f"one of {one.width}x{one.height} px in answer {one.answer.answer_id}"
+                raise ReviewError(f"a mask of the size of {before.video_uri}", got, "remove the answer")
         return {key: one for key, one in said.items() if key in there}
 
     def _video(self, commit: Commit, stack: ExitStack) -> VideoInfo:

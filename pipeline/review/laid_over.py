@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import rle
-from pipeline.errors import StorageError
+from pipeline.errors import PromptError, StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import DamagedFacts, local_facts
+from pipeline.prompt_masks import mask_from_rle
 from pipeline.records import HEAD_COLUMNS, MASKS
 from pipeline.review.answers import Answer, ReviewError
 from usam.targets import STACKED
@@ -86,11 +87,11 @@ def last_said(
 def _given(answer: Answer) -> rle.EncodedMask:
     given = answer.mask
     assert given is not None
+    plain = {"size": [given.height, given.width], "counts": given.counts}
     try:
-        return rle.encode_mask(rle.decode(given.counts.encode(), given.height, given.width))
-    except ValueError as error:
-        got = f"one that is none in answer {answer.answer_id}"
-        raise ReviewError(f"a mask of {given.width}x{given.height} px", got, "remove the answer") from error
+        return rle.encode_mask(mask_from_rle(plain, f"answer {answer.answer_id}"))
+    except PromptError as error:
+        raise ReviewError(error.expected, error.got, "remove the answer") from error
 
 
 class _Shown:

@@ -24,7 +24,7 @@ from pipeline.nano.clips import render_clip
 from pipeline.other_heads import Banks
 from pipeline.render.film import FilmWriter
 from pipeline.rescore import rescore_video
-from pipeline.review.answers import Answer, answered_videos, write_answer
+from pipeline.review.answers import Answer, ReviewError, answered_videos, write_answer
 from pipeline.review.corrections import Corrected, apply_answers, pending, unfinished
 from pipeline.review.repropagate import Stopping
 from pipeline.settings import DropSettings, Settings, load_settings
@@ -327,3 +327,17 @@ def test_what_people_judged_is_no_garbage_and_goes_with_its_video(clip: Clip) ->
     assert unfinished(clip.store) == []
     with pytest.raises(StorageError):
         clip.apply()
+
+
+@pytest.mark.parametrize("wrong", ["counts", "size"])
+def test_a_mask_that_is_none_of_the_video_is_refused_and_nothing_is_committed(clip: Clip, wrong: str) -> None:
+    fix = clip.fix(8, 1)
+    assert fix.mask is not None
+    if wrong == "size":
+        fix = answer(clip.rows()[8, 1], "fix", np.ones((80, 160), bool))
+    else:
+        fix = fix.model_copy(update={"mask": fix.mask.model_copy(update={"counts": "0" * 9})})
+    give(clip.store, fix)
+    with pytest.raises(ReviewError, match="remove the answer"):
+        clip.apply()
+    assert clip.ledger.newest_generation(clip.video_id) == 1
