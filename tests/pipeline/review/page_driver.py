@@ -1,4 +1,4 @@
-"""Drives the review page in Chromium: a reviewer logs in, sees an item and answers; what they were given is written down."""
+"""Drives the review page in Chromium: a reviewer logs in, sees items and answers; what they were given is kept."""
 
 from __future__ import annotations
 

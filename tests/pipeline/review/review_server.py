@@ -25,7 +25,7 @@ from pipeline.storage.objects import ObjectStore
 
 from .conftest import Drop
 
-TOKEN = "a-token-for-the-tests-of-the-page"  # noqa: S105
+TOKEN = "a-token-for-the-tests-of-the-page"
 
 
 @dataclass(frozen=True)
