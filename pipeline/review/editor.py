@@ -12,7 +12,6 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.nano.follow import innermost_pixel
 from usam.image import EncodedImage, encode_image
 
 if TYPE_CHECKING:
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
 DENSE_LOGIT = 10.0
 """What a pixel of the current mask is worth as a dense prompt, which is read as logits."""
-
-MIDDLE_PX = 128
-"""The middle of a mask is looked for at about this size."""
 
 GRID_PX = 256
 """Side of the grid on which the innermost pixel is looked for."""
@@ -101,12 +97,14 @@ class Editor:
         one_click = box_xyxy is None and dense_hw is None and len(kinds_n) == 1  # it may mean the part or the whole
         found = decoded(dense_hw, multimask=one_click)
         first = max(found, key=lambda one: one.score)
-        if _obeyed(first, clicks_n2, kinds_n) == len(kinds_n):
-            return first
-        found += decoded(None, multimask=True)
-        if dense_hw is not None:
-            found += decoded(dense_hw, multimask=True) + decoded(None, multimask=False)
-        return max(found, key=lambda one: (_obeyed(one, clicks_n2, kinds_n), one.score))
+        if _obeyed(first, clicks_n2, kinds_n) < len(kinds_n):
+            found += decoded(None, multimask=True)
+            if dense_hw is not None:
+                found += decoded(dense_hw, multimask=True) + decoded(None, multimask=False)
+            first = max(found, key=lambda one: (_obeyed(one, clicks_n2, kinds_n), one.score))
+        if dense_hw is not None and not kinds_n[-1:].any():  # a background click takes away, and adds nothing
+            return first._replace(mask_hw=first.mask_hw & dense_hw)
+        return first
 
     def candidates(
         self, features: EncodedImage, current_mask_hw: BoolArray, video_hw: tuple[int, int]
@@ -152,28 +150,6 @@ class Editor:
                 Candidate(mask, float(score))
                 for mask, score in zip((full_mhw > 0).cpu().numpy(), ious_1m[0].float().cpu().numpy(), strict=True)
             ]
-
-
-def _clicks(
-    points_n2: NDArray[np.floating] | None, labels_n: NDArray[np.integer] | None
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Clicks as arrays, perhaps of none."""
-    if points_n2 is None or labels_n is None:
-        return np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-    return np.asarray(points_n2, np.float32).reshape(-1, 2), np.asarray(labels_n, np.int32).reshape(-1)
-
-
-def _middle(mask_hw: BoolArray, points_n2: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """(x, y) of a pixel deep inside a mask and apart from all clicks; None where there is no such."""
-    step = max(1, max(mask_hw.shape) // MIDDLE_PX)
-    left_hw = mask_hw[::step, ::step].copy()
-    y_hw, x_hw = np.indices(left_hw.shape) * step
-    for x, y in points_n2:
-        left_hw &= np.hypot(x_hw - x, y_hw - y) > max(mask_hw.shape) / 32
-    if not left_hw.any():
-        return None
-    x, y = innermost_pixel(left_hw)
-    return np.array([x * step, y * step], np.float32)
 
 
 def _sparse(
