@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from torch.nn import functional
 
 from pipeline import rle
 from pipeline.columns import GIVEN
@@ -27,10 +29,12 @@ from pipeline.models import LoadedModel, load_model
 from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet, prompt_set
 from pipeline.propagate import ReadFrame
 from pipeline.records import upgraded
+from pipeline.results import FrameResult
+from pipeline.resume import EDGE_LOGIT
 from pipeline.review.frames_again import FramesAgain
 from pipeline.review.kept_answers import with_said
 from pipeline.review.laid_over import Key, Said
-from pipeline.review.repropagate import Stopping, repropagate
+from pipeline.review.repropagate import Stopping, Walk, repropagate
 from pipeline.score import Scorer
 from pipeline.settings import Settings
 from pipeline.source import find_prompts
@@ -130,7 +134,7 @@ def carry_on(
                 scorer = Scorer(bank, int(config.get("chunk_frames") or 16), keep_features=tokens)
             else:
                 scorer.turn()
-            for (one,) in scorer.score(rows.sample.results(walk.results)):
+            for one, *_ in scorer.score(rows.sample.results(_beside_others(walk, rows))):
                 key = one.result.frame_index, one.result.object_id
                 if key in rows.final or key in audited or one.result.visibility == "untracked":
                     continue
@@ -146,7 +150,8 @@ class Rows:
 
     Args:
         sample: the labelled frames. height, width: px.
-        masks: by object and position. prompted: what each prompted or given row is, by object and position.
+        masks: of the objects that something was said of, by object and position; others: counts of the masks of all
+            objects by position, with the object. prompted: what each prompted or given row is, by object and position.
         given: rows whose mask a person gave; final: those that no propagation may change.
         cuts: positions at which a shot begins.
     """
@@ -155,8 +160,8 @@ class Rows:
     height: int
     width: int
     masks: Mapping[tuple[int, int], StoredMask]
+    others: Mapping[int, list[tuple[int, bytes]]]
     prompted: Mapping[tuple[int, int], str]
-    labels: Mapping[int, str | None]
     given: frozenset[Key]
     final: frozenset[Key]
     cuts: tuple[int, ...]
@@ -174,13 +179,16 @@ class Rows:
         sample = Sample(int(metadata["num_frames"]), frames_n.astype(np.int64) if sampled else None)
         shots_n = table["shot_index"].to_numpy()[first_n]
         cuts = tuple(sample.position(int(frame)) for frame in frames_n[1:][np.diff(shots_n) > 0])
-        masks, prompted, labels = {}, {}, {}
+        masks, prompted, others = {}, {}, dict[int, list[tuple[int, bytes]]]()
+        columns = (table[name].to_pylist() for name in ("frame_index", "object_id", "rle"))
+        for frame, one, counts in zip(*columns, strict=True):
+            if counts is not None:
+                others.setdefault(sample.position(frame), []).append((one, counts))
         given, final = set[Key](), set(said)
         objects = pa.array(sorted({one for _, one in said}), pa.int32())
         for row in table.filter(pc.is_in(table["object_id"], objects)).to_pylist():
             frame, one = row["frame_index"], row["object_id"]
             key, at = (frame, one), (one, sample.position(frame))
-            labels[one] = row["label"]
             kind, counts, score = row["prompted"], row["rle"], row["object_score"]
             if (word := said.get(key)) is not None and (kind != "mask" or word.shown):
                 kind, score = "reject" if word.mask is None else "answer", None
@@ -196,11 +204,24 @@ class Rows:
             if counts is not None:
                 masks[at] = StoredMask(counts, score, row["height"], row["width"])
         height, width = table["height"][0].as_py(), table["width"][0].as_py()
-        return cls(sample, height, width, masks, prompted, labels, frozenset(given), frozenset(final), cuts)
+        return cls(sample, height, width, masks, others, prompted, frozenset(given), frozenset(final), cuts)
 
     def stored(self, object_id: int, position: int) -> StoredMask | None:
         """The mask that is there."""
         return self.masks.get((object_id, position))
+
+
+def _beside_others(walk: Walk, rows: Rows) -> Iterator[list[FrameResult]]:
+    """Each result with the stored masks of the frame's other objects: a mask that runs onto another one is doubtful."""
+    for (result,) in walk.results:
+        found, logits_hw = [result], result.logits_hw
+        for one, counts in rows.others.get(result.frame_index, ()):
+            if one != walk.object_id and logits_hw is not None:
+                mask_11hw = torch.from_numpy(rle.decode(counts, rows.height, rows.width))[None, None].float()
+                share_hw = functional.interpolate(mask_11hw, size=logits_hw.shape, mode="area")[0, 0]
+                stored_hw = torch.where(share_hw > 0.5, EDGE_LOGIT, -EDGE_LOGIT).to(logits_hw.device)
+                found.append(FrameResult(result.frame_index, one, "none", None, "visible", stored_hw))
+        yield found
 
 
 def _merged(

@@ -29,6 +29,7 @@ from pipeline.review.corrections import Corrected, apply_answers, pending, unfin
 from pipeline.review.repropagate import Stopping
 from pipeline.settings import DropSettings, Settings, load_settings
 from pipeline.storage.objects import ObjectStore
+from usam.features import FEATURES
 
 from .answering import Row, Truth, answer, facts, give, iou, labels, true_mask
 from .conftest import POLICY, Drop
@@ -125,6 +126,8 @@ def test_one_fix_repairs_its_stretch_and_touches_no_other_object(lost: Clip) -> 
     assert np.mean(gain) > 0.2
     assert len(clip.rows("review")) < listed
     untouched = lambda table: table.filter([one != 1 for one in table["object_id"].to_pylist()])  # noqa: E731
+    keys = ["frame_index", "object_id"]
+    assert after.select(keys).equals(before.select(keys))
     assert untouched(after).equals(untouched(before))
     assert after.schema.metadata == before.schema.metadata
     assert [rows[key] for key in rows if key[1] != 1] == [rows_before[key] for key in rows if key[1] != 1]
@@ -277,6 +280,22 @@ def test_a_row_that_waits_to_be_judged_stays_what_it_was_drawn_as(clip: Clip) ->
     changed = [i for i in range(after.num_rows) if not after.slice(i, 1).equals(before.slice(i, 1))]
     assert len(changed) > 2
     assert clip.rows()[key]["audit"]
+
+
+def test_a_mask_that_is_carried_onto_another_object_is_seen_to_overlap_it(own_clip: Clip) -> None:
+    own_clip.label()
+    place = FEATURES.index("overlap_other")
+
+    def overlaps() -> dict[tuple[int, int], float]:
+        table = facts(own_clip.ledger, own_clip.video_id, "tokens").to_pylist()
+        values = {(row["frame_index"], row["object_id"]): np.frombuffer(row["features"], "<f4") for row in table}
+        return {key: float(features_f[place]) for key, features_f in values.items()}
+
+    before, wrong = overlaps(), own_clip.truth[8] == 2
+    give(own_clip.store, answer(own_clip.rows()[8, 1], "fix", wrong))
+    own_clip.apply()
+    assert before[9, 1] < 0.1
+    assert overlaps()[9, 1] > 0.6
 
 
 def test_heads_score_corrected_facts_and_keep_the_answers(own_clip: Clip) -> None:
