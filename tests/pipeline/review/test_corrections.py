@@ -360,3 +360,16 @@ def test_a_mask_that_is_none_of_the_video_is_refused_and_nothing_is_committed(cl
     with pytest.raises(ReviewError, match="remove the answer"):
         clip.apply()
     assert clip.ledger.newest_generation(clip.video_id) == 1
+
+
+def test_under_a_stride_only_labelled_frames_are_corrected(own_clip: Clip) -> None:
+    own_clip.label(**{"decode.stride": 3, "output.tokens": False, "output.candidates": False})
+    before = own_clip.rows()
+    give(own_clip.store, own_clip.fix(9, 1))
+    assert own_clip.apply(rule=Stopping(agree_iou=None)).changed == 5
+    rows = own_clip.rows()
+    assert rows.keys() == before.keys() == {(frame, one) for frame in range(0, 16, 3) for one in (1, 2)}
+    assert [row["pts_seconds"] for row in rows.values()] == [row["pts_seconds"] for row in before.values()]
+    assert iou(rows[9, 1], own_clip.truth) == 1.0
+    moved = {key for key in rows if rows[key]["rle"] != before[key]["rle"]}
+    assert {(6, 1), (9, 1), (12, 1)} <= moved <= {(frame, 1) for frame in (3, 6, 9, 12, 15)}
