@@ -225,15 +225,16 @@ class Seen:
     kept: dict[str, str] = field(default_factory=dict)  # item by answer
     held: dict[str, float] = field(default_factory=dict)  # until when, as its holder believes
     twice: list[str] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
     left: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, item_id: str, until: float, begun: float) -> None:
-        """An item came into somebody's hands; was it in another's, or answered, when it was asked for?"""
+    def take(self, item_id: str, begun: float, now: float) -> None:
+        """An item asked for at `begun` came into somebody's hands by `now`: is it in another's, or answered?"""
         with self.lock:
-            if self.held.get(item_id, 0.0) > begun or item_id in self.kept.values():
+            if self.held.get(item_id, 0.0) > now or item_id in self.answered:
                 self.twice.append(item_id)
-            self.held[item_id] = until
+            self.held[item_id] = begun + LEASE_SECONDS  # at least
 
 
 def review(desk: Desk, seen: Seen, number: int, think_seconds: float, end: float, seed: int) -> None:
@@ -246,7 +247,7 @@ def review(desk: Desk, seen: Seen, number: int, think_seconds: float, end: float
         claimed = time.monotonic() - begun
         if given is None:
             return
-        seen.take(given.item_id, begun + LEASE_SECONDS, begun)
+        seen.take(given.item_id, begun, begun + claimed)
         if rng.random() < LEFT:
             with seen.lock:
                 seen.left += 1
@@ -261,6 +262,7 @@ def review(desk: Desk, seen: Seen, number: int, think_seconds: float, end: float
             seen.both.append(claimed + answered)
             if kept:
                 seen.kept[answer_id] = given.item_id
+                seen.answered.add(given.item_id)
                 seen.held.pop(given.item_id, None)
         if kept and rng.random() < TWICE:
             assert desk.answer(reviewer, given, answer_id), "the same answer again is no mistake"

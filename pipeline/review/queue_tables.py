@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,7 +138,7 @@ def insert_new(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any
 
 def item_json(item: Item) -> str:
     """An item as it is kept."""
-    return json.dumps(asdict(item), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(vars(item), ensure_ascii=False, separators=(",", ":"))
 
 
 def item_of(body: str) -> Item:

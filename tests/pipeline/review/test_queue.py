@@ -283,8 +283,10 @@ def test_many_reviewers_in_several_processes_worth_of_queues_share_without_loss(
 
     with ThreadPoolExecutor(9) as pool:
         follower = pool.submit(follow)
-        lists = list(pool.map(work, range(8)))
-        done.set()
+        try:
+            lists = list(pool.map(work, range(8)))
+        finally:
+            done.set()  # or a failure would never be told
         follower.result()
     answered = [item_id for some in lists for item_id in some]
     assert (len(answered), len(set(answered))) == (total, total)
