@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 POSTGRES = ("postgresql", "postgres")
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 10
+CACHE_KIB = 65_536
+"""Of a SQLite file: the indexes of a large queue fit in."""
 LASTING_WORDS = ("authentication failed", "does not exist", "no pg_hba.conf", "no password supplied")
 PASSING_STATES = ("08", "40", "53", "55P03", "57")
 """Classes of SQLSTATE: connection, rollback by the server, too little of something, locked, shutting down."""
@@ -195,6 +197,7 @@ class Database:
             if self.use.pooled:
                 connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # what is committed outlives a power cut
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
 
         @sa.event.listens_for(engine, "begin")
         def immediate(connection: sa.Connection) -> None:

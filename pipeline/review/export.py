@@ -24,7 +24,8 @@ def export_answers(database: Database, store_identity: str, store: ObjectStore, 
     Raises:  StorageError; what was not written is tried again next time.
     """
     mine = answers.c.store == store_identity
-    due = mine & ((answers.c.state == "sealed") | ((answers.c.state == "kept") & (answers.c.kept_at <= kept_before)))
+    due = mine & answers.c.state.in_(("kept", "sealed"))  # few, by an index
+    due &= (answers.c.state == "sealed") | (answers.c.kept_at <= kept_before)
     query = sa.select(answers.c.answer_id, answers.c.body).where(due).limit(BATCH).with_for_update()
 
     def seal(connection: sa.Connection) -> list[Answer]:

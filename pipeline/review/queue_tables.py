@@ -48,7 +48,8 @@ items = sa.Table(
         "masksieve_review_next", "store", "state", "audit", "skips", "rank", "item_id", "drop", "label", "expires_at"
     ),
     sa.Index("masksieve_review_leases", "store", "state", "expires_at"),
-    sa.Index("masksieve_review_of_video", "store", "video_id"),
+    sa.Index("masksieve_review_of_video", "store", "video_id", "item_id"),
+    sa.Index("masksieve_review_of_label", "store", "label", "item_id"),
 )
 
 answers = sa.Table(
@@ -67,7 +68,7 @@ answers = sa.Table(
     sa.Column("kept_at", sa.Float, nullable=False),  # Unix time in s
     sa.Column("state", sa.Text, nullable=False),  # kept; undone; sealed (being written out); exported
     sa.Column("body", sa.Text, nullable=False),  # the answer as JSON
-    sa.Index("masksieve_review_days", "store", "day"),
+    sa.Index("masksieve_review_days", "store", "day", "reviewer", "state"),
     sa.Index("masksieve_review_due", "store", "state", "kept_at"),
     sa.Index(
         "masksieve_review_once",
