@@ -5,7 +5,8 @@
     python benchmarks/review_worth.py runs/worth --table       # the figures, and the curves as pictures
 
 Nothing is imitated but the person: the queue hands out and is synced after each round, answers go through its database
-into the output, corrections are propagated, scored, routed and committed as in `masksieve review apply`.
+into the output, corrections are propagated, scored, routed and committed as in `masksieve review apply`. Videos are
+probed and decoded once and kept, as the small ones take longer to open than to correct; the pixels are the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,15 +36,17 @@ from pipeline import rle
 from pipeline.ledger import Commit, Ledger
 from pipeline.models import load_model
 from pipeline.records import read_metadata
-from pipeline.review import sync
+from pipeline.review import carried, corrections, sync
 from pipeline.review.answers import Answer
 from pipeline.review.corrections import apply_answers, unfinished
 from pipeline.review.editor import Editor
 from pipeline.review.items import Item, about, read_items
 from pipeline.review.queue import Leased, Queue
-from pipeline.settings import load_settings
+from pipeline.settings import DecodeSettings, load_settings
 from pipeline.storage.manifest import derived_key
 from pipeline.storage.objects import ObjectStore
+from pipeline.video.probe import VideoInfo, probe_video
+from pipeline.video.sample import Sample
 
 EXAM = Path(__file__).with_name("review_worth.yaml")
 Key = tuple[int, int]
@@ -69,6 +73,7 @@ class World:
         self.queue = Queue(self.folder / "queue.sqlite", self.store.identity, self.settings.review)
         self.loaded = load_model(self.exam["model"])
         self.reviewer = Reviewer(self.exam, self.arm, self.videos, Editor(self.loaded), self.seed)
+        keep_frames(self.videos)
         self.random = np.random.default_rng([7, self.seed])
 
     def shown(self, commit: Commit) -> dict[Key, NDArray[np.bool_]]:
@@ -154,6 +159,23 @@ class World:
             apply_answers(video_id, self.store, self.ledger, self.settings, model=self.loaded)
             self.measure(video_id)
         self.queue.sync(self.store)
+
+
+def keep_frames(videos: Videos) -> None:
+    """Let corrections take what was probed and decoded before."""
+    probed: dict[str, VideoInfo] = {}
+
+    def probe_once(path: Path, settings: DecodeSettings) -> VideoInfo:
+        if str(path) not in probed:
+            probed[str(path)] = probe_video(path, settings)
+        return probed[str(path)]
+
+    def frames_again(info: VideoInfo, settings: object, sample: Sample, size: int) -> Callable[[int], Any]:
+        assert (info.height, info.width) == (size, size), "of another size frames would be resized"
+        return lambda position: videos.frame(str(info.path), sample.frame_index(position))
+
+    corrections.probe_video = probe_once  # type: ignore[attr-defined]
+    carried.FramesAgain = frames_again  # type: ignore[attr-defined]
 
 
 def prepare(root: Path, folder: Path, count: int) -> list[str]:
