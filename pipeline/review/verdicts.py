@@ -9,23 +9,31 @@ the model alone made it; one on a mask that rests on an earlier correction is no
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.columns import score
 from pipeline.errors import StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
 from pipeline.review.answers import Answer, ReviewError, answered_videos, read_answers
-from pipeline.review.as_made import as_made
+from pipeline.review.as_made import as_made, light_rows
 from pipeline.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+Shown = tuple[int, float]
+"""Size in pixels and uncertainty of a mask."""
 
 ANSWERS = "answers"
 """In place of a path of verdicts or truth: those that the output itself holds."""
@@ -102,33 +110,40 @@ def _by_video(store: ObjectStore, scratch_dir: Path | None) -> Iterator[list[dic
     for video_id in sorted(answered_videos(store)):
         answers = list(read_answers(store, video_id))
         newest = ledger.newest(video_id)
-        made = {} if newest is None else _masks(store, ledger, newest, answers, scratch_dir)
+        made = {} if newest is None else _made(store, ledger, newest, answers, scratch_dir)
         last = {_row(one): one.answer_id for one in answers if _is_evidence(one, made)}  # what was said last counts
         yield [verdict_of(one, evidence=last.get(_row(one)) == one.answer_id) for one in answers]
 
 
-def _row(answer: Answer) -> tuple[int, int]:
+def _row(answer: Answer) -> Key:
     return answer.frame_index, answer.object_id
 
 
-def _is_evidence(answer: Answer, made: dict[tuple[int, int], int]) -> bool:
-    """Whether an audited mask was shown as the model alone made it. Masks are told apart by their size, as in all
-    verdicts; an audit that nobody answered is not touched by corrections around it."""
-    return answer.audit and _row(answer) in made and answer.area_px == made[_row(answer)]
+def _is_evidence(answer: Answer, made: Mapping[Key, Shown]) -> bool:
+    """Whether an audited mask was shown as the model alone made it: told by its size, as with all verdicts, and by its
+    uncertainty. Corrections leave audits alone that nobody answered, but draw new ones among what they carried on."""
+    if not answer.audit or _row(answer) not in made:
+        return False
+    area_px, uncertainty = made[_row(answer)]
+    scored = math.isclose(math.nan if answer.uncertainty is None else answer.uncertainty, uncertainty, abs_tol=1e-6)
+    return answer.area_px == area_px and (scored or (answer.uncertainty is None and math.isnan(uncertainty)))
 
 
-def _masks(
+def _made(
     store: ObjectStore, ledger: Ledger, newest: Commit, answers: list[Answer], scratch_dir: Path | None
-) -> dict[tuple[int, int], int]:
-    """Pixels of the audited rows as the model alone made them."""
-    frames = sorted({one.frame_index for one in answers if one.audit})
-    if not frames:
+) -> dict[Key, Shown]:
+    """The audited rows as the model alone made them."""
+    wanted = {_row(one) for one in answers if one.audit}
+    if not wanted:
         return {}
     try:
-        with local_facts(store, as_made(ledger, newest), scratch_dir) as path:
-            columns, where = ["frame_index", "object_id", "area_px"], [("frame_index", "in", frames)]
-            rows = pq.read_table(path, columns=columns, filters=where, partitioning=None).to_pylist()
+        with local_facts(store, as_made(ledger, newest), scratch_dir) as path, pq.ParquetFile(path) as file:
+            rows = light_rows(file)
     except StorageError as error:
         log.warning("the audits of %s are no evidence: %s", newest.video_id[:12], error)
         return {}
-    return {(row["frame_index"], row["object_id"]): row["area_px"] for row in rows if row["area_px"] is not None}
+    rows = rows.filter(pc.is_in(rows["frame_index"], pa.array(sorted({frame for frame, _ in wanted}), pa.int32())))
+    numbers = (rows.column(name).to_pylist() for name in ("frame_index", "object_id", "area_px"))
+    uncertainty_n = np.clip(1 - score(rows), 0, 1).tolist()
+    found = zip(*numbers, uncertainty_n, strict=True)
+    return {(frame, number): (area_px, value) for frame, number, area_px, value in found if area_px is not None}

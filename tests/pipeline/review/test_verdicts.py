@@ -22,9 +22,12 @@ from pipeline.cli.entry import main
 from pipeline.derive import derive
 from pipeline.ledger import Ledger
 from pipeline.mix import mix_reference
+from pipeline.models import LoadedModel
 from pipeline.policy import Policy
 from pipeline.records import HEAD_COLUMNS, MASKS
 from pipeline.review.answers import Answer, write_answer
+from pipeline.review.corrections import apply_answers, unfinished
+from pipeline.review.items import about, read_items
 from pipeline.review.verdicts import answers_as_verdicts, export_verdicts
 from pipeline.storage.manifest import facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
@@ -32,6 +35,8 @@ from pipeline.truth import open_truth, read_truth
 from pipeline.watch import Options, watch
 
 from ..judged_lake import FACTS, MASK, add_video, issued
+from .answering import answer, give, iou, labels, true_mask
+from .conftest import Drop
 
 VIDEOS, ROWS = 60, 6
 RIGHT = rle.encode_mask(np.triu(np.ones((8, 8), bool)))
@@ -49,7 +54,7 @@ def answered(row: Row, verdict: str, **changes: Any) -> Answer:
         "first_frame": row["frame_index"], "last_frame": row["frame_index"], "rows": 1,
         "verdict": verdict, "mask": mask,
         "area_px": row["area_px"], "iou": 0.2 if fixed else None, "audit": row["audit"],
-        "review_probability": row["review_probability"], "reviewer": "ada",
+        "review_probability": row["review_probability"], "uncertainty": row["uncertainty"], "reviewer": "ada",
         "answered_at": datetime(2026, 11, 28, tzinfo=UTC) + timedelta(seconds=row["frame_index"]),
     }  # fmt: skip
     return Answer.model_validate(values | changes)
@@ -107,7 +112,7 @@ def lake(drawn: tuple[Path, Certificate, Policy], tmp_path: Path) -> tuple[Path,
 def people(lake: tuple[Path, Certificate, Policy]) -> Callable[[], list[Answer]]:
     """All that waits is answered: every fourth audit is mended, flagged masks are."""
 
-    def answer() -> list[Answer]:
+    def all_of_them() -> list[Answer]:
         store, answers = ObjectStore(lake[0]), []
         for number, row in enumerate(review_rows(lake[0])):
             if row["audit"] or row["representative"]:
@@ -116,7 +121,7 @@ def people(lake: tuple[Path, Certificate, Policy]) -> Callable[[], list[Answer]]
                 write_answer(store, answers[-1])
         return answers
 
-    return answer
+    return all_of_them
 
 
 def corrected(out: Path, answers: list[Answer], policy: Policy) -> None:
@@ -235,3 +240,37 @@ def test_the_words_of_the_commands(
     groups = [json.loads(one[1])["certificate"]["groups"] for one in (by_word, by_file)]
     assert groups[0] == groups[1]
     assert groups[0][0]["observed"] > 0
+
+
+def test_audits_survive_the_corrections_around_them(labelled_copy: Callable[[], Drop], nano: LoadedModel) -> None:
+    drop = labelled_copy()
+    store, out = ObjectStore(str(drop.out)), drop.out
+    ledger = Ledger(store)
+    drawn = {(row["video_id"], row["frame_index"], row["object_id"]) for row in review_rows(out) if row["audit"]}
+    judged: dict[tuple[str, int, int], float] = {}
+    for kind in ("review", "audit"):  # stretches first, so that corrections run past audits that nobody judged
+        for item in [one for found in read_items(store) for one in found.items if one.kind == kind]:
+            truth = drop.truth[Path(item.video_uri).stem]
+            row = labels(out, item.video_id)[item.frame_index, item.object_id]
+            right = true_mask(row, truth)
+            good = iou(row, truth) >= 0.75
+            verdict = "accept" if good else "fix" if right.any() else "absent"
+            known = None if good else iou(row, truth)
+            shown = {name: value for name, value in about(item).items() if name not in ("video_id", "object_id")}
+            one = answer(row, verdict, right if verdict == "fix" else None, **shown, iou=known)
+            give(store, one)
+            if kind == "audit":
+                judged[item.video_id, item.frame_index, item.object_id] = 1.0 if known is None else known
+        for video_id in unfinished(store, ledger):
+            apply_answers(video_id, store, ledger, drop.settings, model=nano)
+    assert max(ledger.newest_generations().values()) == 3
+    assert judged.keys() > drawn, "all that were drawn at first, and some of the masks that were carried on"
+    with answers_as_verdicts(store, Path("answers")) as path:
+        found = {
+            (video.commit.video_id, frame, number): value
+            for video in read_truth(open_truth(path), store)
+            for frame, number, value in zip(
+                video.facts["frame_index"].to_pylist(), video.facts["object_id"].to_pylist(), video.iou_n, strict=True
+            )
+        }
+    assert found == pytest.approx({key: judged[key] for key in drawn})
