@@ -192,7 +192,11 @@ class AtServer:
         if not hasattr(self._own, "client"):
             headers = {"authorization": f"Bearer {self._token}", "x-reviewer": reviewer}
             self._own.client = httpx.Client(base_url=self._url, headers=headers, timeout=60)
-        return self._own.client.post(f"/api/v1/{path}", json=body)  # type: ignore[no-any-return]
+        client: httpx.Client = self._own.client
+        try:
+            return client.post(f"/api/v1/{path}", json=body)
+        except httpx.TransportError:  # a connection that was idle is closed; ask again, as the page does
+            return client.post(f"/api/v1/{path}", json=body)
 
     def claim(self, reviewer: str) -> Given | None:
         """The next item; None if nothing waits."""

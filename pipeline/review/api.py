@@ -263,7 +263,7 @@ class _Waiting:
     def count(self) -> int:
         if time.monotonic() > self._until:
             self._until = time.monotonic() + self._seconds
-            self._count = self._queue.stats().waiting
+            self._count = self._queue.waiting()
         return self._count
 
 

@@ -138,6 +138,10 @@ class Queue:
         """What changed after `cursor`, oldest first, at most `limit` (1 to 1000), and the cursor to ask with next."""
         return self._read(lambda connection: feed.read(connection, self._identity, cursor, limit))
 
+    def waiting(self) -> int:
+        """How many items nobody answered, leased ones among them; a cheap part of `stats`."""
+        return self._read(lambda connection: stats.waiting(connection, self._identity))
+
     def stats(self, reviewer: str | None = None) -> Stats:
         """Where the queue stands."""
         now, per_day = self._now(), self.settings.items_per_day

@@ -19,6 +19,7 @@ PATIENCE_SECONDS = 20.0
 """People wait for an answer, and ask again."""
 
 State = Literal["waiting", "leased", "answered", "withdrawn"]
+OPEN = ("waiting", "leased")
 
 metadata = sa.MetaData()
 
@@ -43,9 +44,18 @@ items = sa.Table(
     sa.Column("reviewer", sa.Text),
     sa.Column("expires_at", sa.Float),  # Unix time in s
     sa.Column("body", sa.Text, nullable=False),  # the item as JSON
-    # All that choosing the next item reads, in its order, also for one drop or label.
+    # All that choosing the next item reads, in its order, also for one drop or label; and all that is counted.
     sa.Index(
-        "masksieve_review_next", "store", "state", "audit", "skips", "rank", "item_id", "drop", "label", "expires_at"
+        "masksieve_review_next",
+        "store",
+        "state",
+        "audit",
+        "skips",
+        "rank",
+        "item_id",
+        "drop",
+        "label",
+        "reasons",
     ),
     sa.Index("masksieve_review_leases", "store", "state", "expires_at"),
     sa.Index("masksieve_review_of_video", "store", "video_id", "item_id"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
-from pipeline.review.queue_tables import answers, counted, items
+from pipeline.review.queue_tables import OPEN, answers, counted, items
 from usam.bounds import clopper_pearson
 
 CONFIDENCE = 0.9
@@ -91,6 +91,12 @@ def budget_left(connection: sa.Connection, store: str, items_per_day: int | None
     return max(0, items_per_day - spent)
 
 
+def waiting(connection: sa.Connection, store: str) -> int:
+    """How many items nobody answered."""
+    open_ = (items.c.store == store) & items.c.state.in_(OPEN)
+    return int(connection.execute(sa.select(sa.func.count()).select_from(items).where(open_)).scalar_one())
+
+
 def promise(judged: int, bad: int) -> Promise:
     """What so many audited masks, of which so many are bad, say."""
     if not judged:
@@ -110,10 +116,9 @@ def promise(judged: int, bad: int) -> Promise:
 def read(connection: sa.Connection, store: str, items_per_day: int | None, now: float, reviewer: str | None) -> Stats:
     """Where a queue stands now."""
     of_items = (items.c.drop, items.c.label, items.c.reasons, items.c.state)
-    waiting = sa.select(*of_items, sa.func.count()).where(items.c.store == store)
-    waiting = waiting.where(items.c.state.in_(("waiting", "leased"))).group_by(*of_items)
+    grouped = sa.select(*of_items, sa.func.count()).where(items.c.store == store, items.c.state.in_(OPEN))
     by_drop, by_label, by_reason, by_state = (Counter[str]() for _ in range(4))
-    for drop, label, reasons, state, count in connection.execute(waiting):
+    for drop, label, reasons, state, count in connection.execute(grouped.group_by(*of_items)):
         by_drop[drop] += count
         by_label[label] += count
         by_state[state] += count

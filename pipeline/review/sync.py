@@ -19,6 +19,7 @@ from pipeline.review.items import Item, ReviewList, list_tag, listed, read_items
 from pipeline.review.looks import Leaders, look
 from pipeline.review.priority import Candidate, priorities
 from pipeline.review.queue_tables import (
+    OPEN,
     State,
     counted,
     insert_new,
@@ -28,6 +29,7 @@ from pipeline.review.queue_tables import (
     lists,
     remove_video,
 )  # fmt: skip
+from pipeline.review.stats import waiting
 from pipeline.side_by_side import side_by_side
 from pipeline.storage.manifest import partition
 from pipeline.storage.objects import ObjectStore
@@ -38,7 +40,6 @@ log = logging.getLogger(__name__)
 READERS = 8
 BATCH = 500
 """So many rows are written in one go, and nobody waits longer."""
-OPEN = ("waiting", "leased")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ class Sync:
         self._look()
         for label in sorted(self._labels):
             self._rank(label)
-        waiting = sa.select(sa.func.count()).select_from(items).where(self._mine, items.c.state.in_(OPEN))
-        left = self._database.run(lambda connection: connection.execute(waiting).scalar_one(), writes=False)
+        left = self._database.run(lambda connection: waiting(connection, self._identity), writes=False)
         return Synced(sum(self._added.values()), self._withdrawn, left, counted(self._added))
 
     def _known(self, connection: sa.Connection) -> dict[str, str]:
