@@ -47,10 +47,13 @@ class Run:
         return max((point for point in self.curve if point[1] <= seconds), key=lambda point: point[1])
 
 
-def tell(folder: Path, exam: dict[str, Any], figures: Path, measured: Path | None) -> None:
+def tell(folder: Path, exam: dict[str, Any], docs: Path, measured: Path | None) -> None:
     """Print what the arms came to, and draw them.
 
-    Args: folder: of their files. figures: where the picture goes. measured: seconds of people, in place of the model.
+    Args:
+        folder: of their files.
+        docs: gets the picture in `images/` and the numbers in `figures/`.
+        measured: seconds of people, in place of the model.
     """
     runs = [_run(path, measured) for path in sorted(folder.glob("*.json"))]
     by_arm = {arm["name"]: [run for run in runs if run.arm["name"] == arm["name"]] for arm in exam["arms"]}
@@ -63,8 +66,13 @@ def tell(folder: Path, exam: dict[str, Any], figures: Path, measured: Path | Non
             console.print(_midway(ours[0], random, half, suffix or ", all answers right"), soft_wrap=True)
     if by_arm["ours"]:
         console.print(_headline(by_arm["ours"][0], by_arm["random"]), soft_wrap=True)
-    figures.mkdir(parents=True, exist_ok=True)
-    draw([run for runs in by_arm.values() for run in runs], figures / "review-worth.png")
+    for name in ("images", "figures"):
+        (docs / name).mkdir(parents=True, exist_ok=True)
+    if any(by_arm.values()):
+        draw([run for runs in by_arm.values() for run in runs], docs / "images/review-worth.png")
+    kept = ("verdicts", "seconds_by_verdict", "rows", "curve")
+    told = {run.name: {name: run.found[name] for name in kept} for run in runs}
+    (docs / "figures/review-worth.json").write_text(json.dumps(told) + "\n")
 
 
 def _run(path: Path, measured: Path | None) -> Run:

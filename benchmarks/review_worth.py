@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="arms by name")
     parser.add_argument("--table", action="store_true", help="figures of what is there; run nothing")
     parser.add_argument("--seconds", type=Path, help="stats of real people (`masksieve review stats --json`)")
-    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="gets the picture and the numbers")
     args = parser.parse_args()
     exam = yaml.safe_load(args.exam.read_text())
     (args.root / "arms").mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def main() -> None:
                 print(f"{told}, {one['wall_seconds']:.0f} s", flush=True)
     from benchmarks.review_figures import tell
 
-    tell(args.root / "arms", exam, args.figures, args.seconds)
+    tell(args.root / "arms", exam, args.docs, args.seconds)
 
 
 if __name__ == "__main__":
