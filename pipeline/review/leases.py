@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pipeline.review.items import Item
-from pipeline.review.queue_tables import insert_new, is_item, item_of, items, one_at_a_time, skips
+from pipeline.review.queue_tables import insert_new, is_item, item_of, items, label_name, one_at_a_time, skips
 from pipeline.review.refusals import BudgetSpent, Conflict, LeaseLost, NotFound
 from pipeline.review.stats import budget_left, day_of
 from pipeline.settings import ReviewSettings
@@ -58,7 +58,7 @@ class Leases:
         count = self._allowed(connection, count, now)
         waiting: tuple[sa.ColumnElement[bool], ...] = (self._mine, items.c.state == "waiting")
         waiting += () if drop is None else (items.c.drop == drop,)
-        waiting += () if label is None else (items.c.label == label,)
+        waiting += () if label is None else (items.c.label == label_name(label),)
         spared = sa.exists().where(
             skips.c.store == self.store, skips.c.item_id == items.c.item_id, skips.c.reviewer == reviewer,
             skips.c.day == day_of(now),

@@ -18,6 +18,9 @@ USE = Use("review queue", "MASKSIEVE_REVIEW", pooled=True)
 PATIENCE_SECONDS = 20.0
 """People wait for an answer, and ask again."""
 
+MOST_LABEL = 100
+"""Characters of a label: PostgreSQL has an index of them, whose rows are small."""
+
 State = Literal["waiting", "leased", "answered", "withdrawn"]
 OPEN = ("waiting", "leased")
 
@@ -157,6 +160,14 @@ def item_of(body: str) -> Item:
     found: dict[str, Any] = json.loads(body)
     box = found["box_xyxy"]
     return Item(**{**found, "reasons": tuple(found["reasons"]), "box_xyxy": None if box is None else tuple(box)})
+
+
+def label_name(label: str | None) -> str:
+    """What a label goes by here: "" for none, a long one cut, and without what PostgreSQL cannot hold."""
+    plain = (label or "").replace("\x00", "\ufffd")
+    if len(plain) <= MOST_LABEL:
+        return plain
+    return f"{plain[: MOST_LABEL - 10]}… {hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
 def is_item(store: str, item_id: str) -> sa.ColumnElement[bool]:

@@ -26,6 +26,7 @@ from pipeline.review.queue_tables import (
     item_json,
     item_of,
     items,
+    label_name,
     lists,
     remove_video,
 )  # fmt: skip
@@ -126,7 +127,7 @@ class Sync:
         gone, added = self._database.run(work)
         self._withdrawn += len(gone)
         self._added.update(wanted[one].drop for one in added)
-        self._labels.update(one.label or "" for one in found.items)
+        self._labels.update(label_name(one.label) for one in found.items)
 
     def _take(self, connection: sa.Connection, found: ReviewList, seen_tag: str | None) -> bool:
         """Note which version of a list was read, unless another sync noted one since this one looked."""
@@ -198,7 +199,7 @@ class Sync:
             raise
         except StorageError:  # no such picture, any more
             pass
-        return item.item_id, item.label or "", seen
+        return item.item_id, label_name(item.label), seen
 
     def _leaders(self) -> Leaders:
         leaders = Leaders(self._bits)
@@ -238,7 +239,8 @@ def _row(store: str, item: Item) -> dict[str, Any]:
     audit = item.kind == "audit"
     return {
         "store": store, "item_id": item.item_id, "video_id": item.video_id, "object_id": item.object_id,
-        "drop": item.drop, "label": item.label or "", "reasons": "\n".join(kinds), "audit": audit, "gain": item.gain,
+        "drop": item.drop, "label": label_name(item.label), "reasons": "\n".join(kinds), "audit": audit,
+        "gain": item.gain,
         "look": "" if audit or picture_key(item) == "" or item.box_xyxy is None else None, "state": "waiting",
         "rank": drawn if audit else -item.gain, "body": item_json(item),
     }  # fmt: skip

@@ -249,6 +249,16 @@ def test_a_drop_or_a_label_alone_can_be_asked_for(opened: Open, store: ObjectSto
     assert [one.item.label for one in queue.claim("ann", 9)] == [None]
 
 
+@pytest.mark.parametrize("label", ["a\x00b", "".join(chr(0x4E00 + 7919 * n % 20_000) for n in range(4000)), "a\nb'"])
+def test_whatever_a_label_is_the_queue_goes_on(opened: Open, store: ObjectStore, label: str) -> None:
+    write_list(store, video(0), [Flagged(1, 0, 2, 0.9, label=label)])
+    write_list(store, video(1), [Flagged(1, 0, 2, 0.7, label="cup")])
+    queue = opened()
+    assert queue.sync(store).added == 2
+    (name,) = queue.stats().waiting_by_label.keys() - {"cup"}
+    assert [one.item.label for one in queue.claim("ann", 9, label=name)] == [label]
+
+
 def test_many_reviewers_in_several_processes_worth_of_queues_share_without_loss(
     opened: Open, store: ObjectStore
 ) -> None:
