@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from pipeline.errors import MasksieveError, ModelError, StorageError
 from pipeline.review.access import Access, TooMany
 from pipeline.review.refusals import Malformed, Refusal
+from pipeline.storage.secrets import masked
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def refused(error: MasksieveError) -> Response:
     kind = error.kind if isinstance(error, Refusal) else "malformed"
     if isinstance(error, StorageError | ModelError):
         kind = "unreachable"
-    parts = {"expected": error.expected, "got": error.got, "next_step": error.next_step, "kind": kind}
+    told = {"expected": error.expected, "got": error.got, "next_step": error.next_step, "kind": kind}
+    parts = {name: masked(text) for name, text in told.items()}
     headers = {"retry-after": str(math.ceil(error.wait_seconds))} if isinstance(error, TooMany) else {}
     if kind == "login":
         headers["www-authenticate"] = "Bearer"

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import MasksieveError, VideoError
+from pipeline.errors import MasksieveError, UnavailableError, VideoError
 from pipeline.review.editor import Candidate, Editor
 from pipeline.review.items import Item
 from pipeline.review.refusals import NotFound
@@ -29,6 +30,7 @@ from pipeline.rle import decode
 from pipeline.settings import Settings
 from pipeline.source import local_video, told_by_address
 from pipeline.storage.objects import ObjectStore
+from pipeline.storage.secrets import masked
 from pipeline.video.probe import VideoInfo, probe_video
 from pipeline.video.stream import FrameStream
 from usam.image import EncodedImage
@@ -37,19 +39,23 @@ log = logging.getLogger(__name__)
 
 DECODERS = 2
 QUALITY = 90
-KEPT_PICTURES_BYTES = 256 << 20
+KEPT_PICTURES_BYTES, KEPT_ITEMS = 256 << 20, 256
 KEPT_VIDEOS = 4
 """Downloads that are kept at a time."""
 WAIT_SECONDS = 120.0
+AGAIN_SECONDS = 30.0
+"""A video that could not be shown is not tried again before: it may be gone for good, or the store for a moment."""
 _STORED = re.compile(r"review_images/[0-9a-f]{64}/\d{6,}/\d{8,}\.jpg$")  # wherever the output lay then
 
 
 @dataclass
 class _Pictures:
-    """Frames of one item as JPEG of the video's size; `note` says why there are none but the stored one."""
+    """Frames of one item as JPEG of the video's size; `note` says why there are none but the stored one, and holds
+    until a monotonic time."""
 
     jpegs: dict[int, bytes] = field(default_factory=dict)
     note: str | None = None
+    until: float = 0.0
     features: dict[int, EncodedImage] = field(default_factory=dict)
 
     @property
@@ -76,28 +82,29 @@ class Media:
         self._videos = _Videos(settings)
 
     def prepare(self, item: Item) -> Future[_Pictures]:
-        """Begin to decode an item's frames, unless that was begun."""
+        """Begin to decode an item's frames, unless that was begun; again where it failed a while ago."""
         with self._lock:
-            if item.item_id not in self._kept:
+            if item.item_id not in self._kept or _failed_long_ago(self._kept[item.item_id]):
                 self._kept[item.item_id] = self._pool.submit(self._decode, item)
             self._kept.move_to_end(item.item_id)
             self._drop_oldest()
             return self._kept[item.item_id]
 
     def note(self, item: Item) -> str | None:
-        """Why the video cannot be shown; None if it can."""
-        return self.prepare(item).result(WAIT_SECONDS).note
+        """Why the video cannot be shown; None if it can. Raises UnavailableError while nobody knows."""
+        return _ready(self.prepare(item)).note
 
     def jpeg(self, item: Item, frame_index: int, width: int | None = None) -> bytes:
         """A frame of an item's strip.
 
         Args:   width: px, of a smaller picture; the video's where None or larger.
-        Raises: NotFound for a frame that is not shown of this item, or that nobody can show.
+        Raises: NotFound for a frame that is not shown of this item, or that nobody can show; UnavailableError if it
+            takes too long.
         """
         pictures = self.prepare(item)
         if frame_index == item.frame_index and not pictures.done() and (stored := self._stored(item)):
             return _narrowed(stored, width)
-        found = pictures.result(WAIT_SECONDS)
+        found = _ready(pictures)
         data = found.jpegs.get(frame_index)
         if data is None:
             got = found.note or f"{len(found.jpegs)} others"
@@ -106,7 +113,7 @@ class Media:
 
     def features(self, item: Item, frame_index: int) -> EncodedImage:
         """What the editor's model sees on a frame; made once. Raises NotFound as `jpeg`, ModelError."""
-        pictures = self.prepare(item).result(WAIT_SECONDS)
+        pictures = _ready(self.prepare(item))
         if frame_index not in pictures.features:
             data = self.jpeg(item, frame_index)
             pictures.features[frame_index] = self.editor().features(np.array(Image.open(io.BytesIO(data))))
@@ -140,7 +147,8 @@ class Media:
             self._videos.with_video(item, lambda info: self._read(info, item, wanted, pictures))
         except (MasksieveError, OSError) as error:
             log.info("frames of %s cannot be shown: %s", item.item_id, error)
-            pictures.note = f"the video cannot be shown: {error}"
+            pictures.note = masked(f"the video cannot be shown: {error}")
+            pictures.until = time.monotonic() + AGAIN_SECONDS
             pictures.jpegs.clear()
             if stored := self._stored(item):
                 pictures.jpegs[item.frame_index] = stored
@@ -170,11 +178,11 @@ class Media:
             return None
 
     def _drop_oldest(self) -> None:
-        """Keep at most so many bytes; what is not done yet stays."""
+        """Keep at most so many bytes and items; what is not done yet stays."""
         done = {name: future.result().size_bytes for name, future in self._kept.items() if _is_there(future)}
         total = sum(done.values())
         for name in list(done)[:-1]:
-            if total <= KEPT_PICTURES_BYTES:
+            if total <= KEPT_PICTURES_BYTES and len(self._kept) <= KEPT_ITEMS:
                 return
             total -= done[name]
             del self._kept[name]
@@ -243,6 +251,17 @@ class _Video:
 
 def _wanted(shown: Shown, item: Item, most: int) -> list[int]:
     return [row.frame_index for row in shown.loop(item.frame_index, most)]
+
+
+def _ready(pictures: Future[_Pictures]) -> _Pictures:
+    try:
+        return pictures.result(WAIT_SECONDS)
+    except TimeoutError:
+        raise UnavailableError(f"frames of the video within {WAIT_SECONDS:g} s", "none yet", "ask again") from None
+
+
+def _failed_long_ago(future: Future[_Pictures]) -> bool:
+    return _is_there(future) and future.result().note is not None and future.result().until < time.monotonic()
 
 
 def _is_there(future: Future[_Pictures]) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UnavailableError
 from pipeline.models import LoadedModel
 from pipeline.nano.clips import render_clip
 from pipeline.review import media as media_module
@@ -55,6 +57,39 @@ def test_what_is_kept_stays_within_its_bytes(media: Media, items: list[Item], mo
     media.prepare(items[0]).result(60)
     media.prepare(items[0])
     assert len(media._kept) == 1
+
+
+def test_a_store_that_was_away_for_a_moment_is_asked_again_and_its_keys_are_not_told(
+    media: Media, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, clock, tries = media_module.local_video, [0.0], list[int]()
+
+    def away_at_first(*args: Any, **more: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise UnavailableError("an answer of https://bucket/?X-Amz-Signature=0123456789", "none", "wait")
+        return real(*args, **more)
+
+    monkeypatch.setattr(media_module, "local_video", away_at_first)
+    monkeypatch.setattr(media_module.time, "monotonic", lambda: clock[0])
+    for _ in range(2):
+        note = media.note(items[0])
+        assert note is not None
+        assert "0123456789" not in note
+    assert len(tries) == 1
+    clock[0] += media_module.AGAIN_SECONDS + 1
+    assert media.note(items[0]) is None
+
+
+def test_who_waits_too_long_for_a_video_is_told_so(
+    media: Media, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come = threading.Event()
+    monkeypatch.setattr(media_module, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(media, "_decode", lambda item: come.wait(30))
+    with pytest.raises(UnavailableError, match="ask again"):
+        media.note(items[0])
+    come.set()
 
 
 def test_a_video_that_has_changed_is_not_shown_for_the_one_that_was_labelled(media: Media, items: list[Item]) -> None:
