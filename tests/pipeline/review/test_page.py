@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[3]
 STATIC = ROOT / "pipeline" / "review" / "static"
-ITEMS = 10_000
+ITEMS = int(os.environ.get("MASKSIEVE_PAGE_ITEMS", "10000"))
 NEXT_MS, CLICK_MS = 200, 300  # what is promised; a test on a busy machine gets three times as much
 SLACK = 3
 
