@@ -56,7 +56,7 @@ class KeptAnswers:
     def masks(self, batches: Iterable[pa.RecordBatch], shots: ShotLog) -> Iterator[pa.RecordBatch]:
         """Rows of facts with the answers on them; `shots` learns where people gave masks."""
         for (frame, object_id), said in self.said.items():
-            if said.mask is not None:
+            if said.mask is not None and said.mask.area_px:
                 shots.prompt(object_id, frame)
         return lay_over(batches, self.said) if self.said else iter(batches)
 

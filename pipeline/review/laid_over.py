@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import rle
+from pipeline.columns import equals
 from pipeline.errors import PromptError, StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import DamagedFacts, local_facts
@@ -242,11 +243,12 @@ def across_cuts(batches: Iterable[pa.RecordBatch], seen: Set[tuple[int, int]]) -
 
 
 def prompted_shots(batches: Iterable[pa.RecordBatch]) -> set[tuple[int, int]]:
-    """object_id and shot_index of every row with a prompt or a given mask."""
+    """object_id and shot_index of every row with a prompt or a given mask; a word that the object is not there vouches
+    for no mask."""
     found: set[tuple[int, int]] = set()
     for batch in batches:
-        some = batch.filter(
-            pc.and_kleene(pc.is_valid(batch.column("prompted")), pc.not_equal(batch.column("visibility"), "untracked"))
-        )
+        prompted_n = pc.is_valid(batch.column("prompted")).to_numpy(zero_copy_only=False)
+        gone_n = equals(batch, "prompted", "answer") & ~equals(batch, "visibility", "visible")
+        some = batch.filter(pa.array(prompted_n & ~gone_n & ~equals(batch, "visibility", "untracked")))
         found.update(zip(some.column("object_id").to_pylist(), some.column("shot_index").to_pylist(), strict=True))
     return found
