@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import rle
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BAD_IOU = 0.5
+COLUMNS = ("video_uri", "frame_index", "object_id", "height", "width", "rle", "decision")
 COLOURS = {"ours": "#1b6ca8", "random": "#d1495b"}
 Point = tuple[float, float, float, float]
 
@@ -24,13 +31,14 @@ Point = tuple[float, float, float, float]
 class Run:
     """One arm with one seed.
 
-    Args: curve: (answers, seconds, mean IoU, accepted rows) after each round.
+    Args: curve: (answers, seconds, mean IoU, accepted rows) after each round. bad: see `bad_share`, in the end.
     """
 
     name: str
     arm: dict[str, Any]
     curve: list[Point]
     found: dict[str, Any]
+    bad: float | None = None
 
     def until(self, level: float, axis: int) -> float | None:
         """Answers (axis 0) or seconds (1) until a mean IoU is first reached, between two rounds by a straight line."""
@@ -41,10 +49,6 @@ class Run:
                 return before[axis] + share * (point[axis] - before[axis])
             before = point
         return None
-
-    def at(self, seconds: float) -> Point:
-        """Where it stood after so many seconds, at the end of a round."""
-        return max((point for point in self.curve if point[1] <= seconds), key=lambda point: point[1])
 
 
 def tell(folder: Path, exam: dict[str, Any], docs: Path, measured: Path | None) -> None:
@@ -71,7 +75,7 @@ def tell(folder: Path, exam: dict[str, Any], docs: Path, measured: Path | None) 
     if any(by_arm.values()):
         draw([run for runs in by_arm.values() for run in runs], docs / "images/review-worth.png")
     kept = ("verdicts", "seconds_by_verdict", "rows", "curve")
-    told = {run.name: {name: run.found[name] for name in kept} for run in runs}
+    told = {run.name: {name: run.found[name] for name in kept} | {"bad_of_accepted": run.bad} for run in runs}
     (docs / "figures/review-worth.json").write_text(json.dumps(told) + "\n")
 
 
@@ -86,7 +90,7 @@ def _run(path: Path, measured: Path | None) -> Run:
             total += by_verdict.get(verdict, seconds)
             sums.append(total)
         curve = [(point[0], sums[int(point[0])], *point[2:]) for point in curve]
-    return Run(found["name"], found["arm"], curve, found)
+    return Run(found["name"], found["arm"], curve, found, bad_share(path.with_suffix("") / "out"))
 
 
 def midway(ours: Run, random: Sequence[Run]) -> float:
@@ -127,7 +131,7 @@ def _headline(ours: Run, random: Sequence[Run]) -> str:
 def _table(runs: Sequence[Run]) -> Table:
     table = Table(title="Arms")
     for column in (
-        "arm", "answers", "seconds", "IoU before", "after", "accepted before", "after", "of rows", "s per new row",
+        "arm", "answers", "seconds", "IoU before", "after", "accepted before", "after", "bad of these", "s per new row",
         "answers by kind",
     ):  # fmt: skip
         table.add_column(column, justify="left" if column in ("arm", "answers by kind") else "right")
@@ -137,10 +141,25 @@ def _table(runs: Sequence[Run]) -> Table:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(run.found["verdicts"].items()))
         table.add_row(
             run.name + ("" if run.found["finished"] else " (running)"), f"{end[0]:.0f}", f"{end[1]:.0f}",
-            f"{start[2]:.4f}", f"{end[2]:.4f}", f"{start[3]:.0f}", f"{end[3]:.0f}", f"{run.found['rows']}",
+            f"{start[2]:.4f}", f"{end[2]:.4f}", f"{start[3]:.0f}", f"{end[3]:.0f}",
+            "-" if run.bad is None else f"{run.bad:.1%}",
             f"{end[1] / gained:.2f}" if gained > 0 else "-", kinds,
         )  # fmt: skip
     return table
+
+
+def bad_share(out: Path) -> float | None:
+    """Of the masks that an output accepts, the share with an IoU below 0.5; None without the output."""
+    found, truth = [], dict[str, NDArray[np.uint8]]()
+    for path in sorted(out.glob("labels/*/*.parquet")):
+        for row in pq.ParquetFile(path).read(columns=list(COLUMNS)).to_pylist():
+            if row["decision"] == "accept":
+                uri, size = row["video_uri"], (row["height"], row["width"])
+                if uri not in truth:
+                    truth[uri] = np.load(Path(uri).with_suffix(".truth.npz"))["ids_thw"]
+                true = rle.encode_mask(truth[uri][row["frame_index"]] == row["object_id"]).counts
+                found.append(rle.iou(row["rle"] or rle.empty_mask(*size).counts, true, *size) < BAD_IOU)
+    return sum(found) / len(found) if found else None
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
