@@ -154,7 +154,7 @@ def label_video(
             twin = False
         if known is not None and not whole_facts(store, known, scratch):
             fresh = True
-        kept = KeptAnswers.of(ledger, commit, scratch) if fresh else KeptAnswers()
+        kept = KeptAnswers.of(ledger, commit, found, scratch) if fresh else KeptAnswers()
         if kept.answers and not found.objects:
             # Objects that are found again may have other numbers: what people said of one could be laid over another.
             if known is None:

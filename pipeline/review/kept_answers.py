@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import rle
 from pipeline.ledger import Commit, Ledger
+from pipeline.local_facts import DamagedFacts, local_facts
 from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet, prompt_set
 from pipeline.review.answers import read_answers
 from pipeline.review.laid_over import Key, Said, exchanged, last_said, lay_over
 from pipeline.shot_log import ShotLog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,21 @@ class KeptAnswers:
     corrects: int | None = None
 
     @classmethod
-    def of(cls, ledger: Ledger, commit: Commit | None, scratch_dir: Path | None) -> KeptAnswers:
-        """Those that the facts of a commit rest on.
+    def of(cls, ledger: Ledger, commit: Commit | None, prompts: PromptSet, scratch_dir: Path | None) -> KeptAnswers:
+        """Those that the facts of a commit rest on, about the objects of these prompts.
 
         Raises: ReviewError for an answer that cannot be read; StorageError if the store does not answer.
         """
         if commit is None or not commit.answers:
             return cls()
         named = [one for one in read_answers(ledger.store, commit.video_id) if one.answer_id in commit.answers]
-        return cls(last_said(named, ledger, commit, scratch_dir), commit.answers, commit.corrects)
+        said = last_said(named, ledger, commit, scratch_dir)
+        others = _others(ledger, commit, prompts, scratch_dir) & {one for _, one in said}
+        if others:
+            numbers = ", ".join(map(str, sorted(others)))
+            log.warning("what people said of object %s counts no more: the prompts name something else so", numbers)
+        said = {key: one for key, one in said.items() if key[1] not in others}
+        return cls(said, commit.answers, commit.corrects)
 
     def prompts(self, prompts: PromptSet, frames: Set[int] | None) -> PromptSet:
         """Prompts with the masks that people gave on labelled frames.
@@ -63,6 +74,17 @@ class KeptAnswers:
     def sidecar(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Rows of a sidecar without those of given masks."""
         return exchanged(batches, self.said.keys(), (), schema) if self.said else iter(batches)
+
+
+def _others(ledger: Ledger, commit: Commit, prompts: PromptSet, scratch_dir: Path | None) -> set[int]:
+    """Objects whose number had another label when people spoke of them."""
+    try:
+        with local_facts(ledger.store, commit, scratch_dir) as path:
+            rows = pq.read_table(path, columns=["object_id", "label"])
+    except DamagedFacts:
+        return set()
+    before = dict(zip(rows["object_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+    return {one.object_id for one in prompts.objects if before.get(one.object_id, one.label) != one.label}
 
 
 def with_said(one: ObjectPrompts, said: Mapping[int, Said]) -> ObjectPrompts:

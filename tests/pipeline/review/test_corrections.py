@@ -238,6 +238,21 @@ def test_labelling_anew_keeps_what_people_said(own_clip: Clip) -> None:
     assert not given & {(frame, 1) for frame in (2, 3, 4, 8, 12)}
 
 
+def test_under_a_number_that_now_names_something_else_nobody_has_said_anything(own_clip: Clip) -> None:
+    own_clip.label()
+    accept = answer(own_clip.rows()[3, 1], "accept")
+    give(own_clip.store, accept, own_clip.fix(8, 2))
+    own_clip.apply()
+    path = own_clip.video.with_suffix(".prompts.json")
+    prompts = json.loads(path.read_text())
+    next(one for one in prompts["objects"] if one["object_id"] == 1)["label"] = "something else"
+    path.write_text(json.dumps(prompts))
+    assert own_clip.label() == "labelled"
+    rows = own_clip.rows()
+    assert (rows[3, 1]["prompted"], rows[8, 2]["prompted"]) == (None, "answer")
+    assert pending(own_clip.store) == {}
+
+
 def test_facts_that_were_damaged_are_made_again_with_the_answers(own_clip: Clip) -> None:
     own_clip.label()
     give(own_clip.store, own_clip.fix(8, 1))
