@@ -22,6 +22,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Where to listen; other than loopback only with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8420,
+    name: Annotated[
+        list[str] | None, typer.Option(help="Of a proxy in front that passes it on, such as review.example.org.")
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="What reviewers log in with.", show_default="made anew")
     ] = None,
@@ -40,9 +43,12 @@ def serve(
         results().print(listening.login_url if listening.made else listening.url, soft_wrap=True)
 
     left = job(
-        store, settings, database=database, host=host, port=port, token_file=token_file, sync_seconds=sync_seconds,
-        ready=ready,
+        store, settings, database=database, host=host, port=port, names=name or (), token_file=token_file,
+        sync_seconds=sync_seconds, ready=ready,
     )  # fmt: skip
     if left:
-        complain(f"{left} answers are still in the queue alone", hint="masksieve review apply writes them out")
+        complain(
+            f"{left} answers are still in the queue alone",
+            hint="the next server, or masksieve review sync, writes them out",
+        )
         raise typer.Exit(FAILED)

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -127,13 +127,16 @@ class Access:
     Args:
         token: of the server.
         host: that it listens on; a name that it is asked for under has to be this, an address, or the machine's own.
+        names: others, that a proxy in front of it goes by.
     """
 
-    def __init__(self, token: str, host: str = "127.0.0.1", brake: Brake | None = None) -> None:
+    def __init__(
+        self, token: str, host: str = "127.0.0.1", brake: Brake | None = None, names: Collection[str] = ()
+    ) -> None:
         self._token, self.brake = token.encode(), brake or Brake()
         self._signer = URLSafeTimedSerializer(token, salt="masksieve-review")
         self._local = is_loopback(host)
-        self._names = {"localhost", host.lower()}
+        self._names = {"localhost", host.lower(), *(name.lower() for name in names)}
         if not self._local:
             self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
@@ -183,7 +186,11 @@ class Access:
         except ValueError:
             known = name in self._names
         if not known:
-            raise Foreign("to be asked for by its own name", "another Host", "open it at the address it printed")
+            raise Foreign(
+                "to be asked for by its own name",
+                "another Host",
+                "open it at the address it printed, or serve it with --name",
+            )
 
     @staticmethod
     def require_own_page(origin: str | None, site: str | None, host: str | None) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,7 @@ def serve(
     database: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8420,
+    names: Collection[str] = (),
     token_file: Path | None = None,
     sync_seconds: float = 60.0,
     ready: Callable[[Listening], None] = lambda listening: None,
@@ -69,6 +70,7 @@ def serve(
     Args:
         database: of the queue; None for `queue.default_place`.
         host, port: where to listen; port 0 takes a free one.
+        names: by which a proxy in front is asked for, and passes on.
         token_file: what reviewers log in with; None for $MASKSIEVE_REVIEW_TOKEN, else one is made (on loopback alone).
         sync_seconds: between two looks at the review lists.
         ready: called once requests are answered.
@@ -85,7 +87,7 @@ def serve(
         media = Media(store, settings, model.result)
         stack.callback(media.close)
         queue.sync(store)
-        app = create_app(Desk(queue, media, Access(token, host), settings.review))
+        app = create_app(Desk(queue, media, Access(token, host, names=names), settings.review))
         ended = threading.Event()
         stack.callback(ended.set)
         for work, seconds in ((queue.sync, sync_seconds), (queue.export, EXPORT_SECONDS)):
@@ -172,5 +174,5 @@ def _write_out(queue: Queue, store: ObjectStore) -> int:
     try:
         queue.export(store, force=True)
     except MasksieveError as error:
-        log.warning("answers are kept in the queue until `masksieve review apply` or the next server: %s", error)
+        log.warning("answers are kept in the queue until the next server, or `masksieve review sync`: %s", error)
     return queue.stats().unexported

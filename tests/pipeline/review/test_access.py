@@ -91,10 +91,11 @@ def test_who_guesses_waits_ever_longer_and_nobody_else_does() -> None:
         ("0.0.0.0", "10.0.0.5:8420", True),
         ("0.0.0.0", "rebound.example.org", False),
         ("review.example.org", "review.example.org", True),
+        ("127.0.0.1", "Proxy.example.org", True),
     ],
 )
 def test_it_answers_to_its_own_names_alone(bound: str, host: str | None, known: bool) -> None:
-    access = Access(TOKEN, bound)
+    access = Access(TOKEN, bound, names=["proxy.example.org"])
     if known:
         access.require_own_name(host)
     else:
