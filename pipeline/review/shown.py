@@ -18,7 +18,8 @@ AROUND = 4
 """Labelled frames before and after the stretch that are shown too."""
 REACH = 64
 """Frames that they are looked for in where the stretch does not tell how far labelled frames lie apart."""
-KEPT_ITEMS = 256
+KEPT_ROWS = 50_000
+"""Of all items together, about a kilobyte each; a stretch may be a whole long video."""
 _COLUMNS = ["frame_index", "pts_seconds", "rle", "area_px", "visibility"]
 
 
@@ -72,8 +73,9 @@ class ShownMasks:
         shown = self._read(item)
         with self._lock:
             self._kept[item.item_id] = shown
-            while len(self._kept) > KEPT_ITEMS:
-                self._kept.popitem(last=False)
+            rows = sum(len(one.rows) for one in self._kept.values())
+            while rows > KEPT_ROWS and len(self._kept) > 1:
+                rows -= len(self._kept.popitem(last=False)[1].rows)
         return shown
 
     def _read(self, item: Item) -> Shown:

@@ -16,6 +16,7 @@ from pipeline.errors import StorageError, UnavailableError
 from pipeline.models import LoadedModel
 from pipeline.nano.clips import render_clip
 from pipeline.review import media as media_module
+from pipeline.review import shown as shown_module
 from pipeline.review.editor import Editor
 from pipeline.review.items import Item, read_items
 from pipeline.review.media import Media
@@ -107,6 +108,15 @@ def test_the_loop_holds_the_representative_and_a_little_around() -> None:
     assert [index for index in loop if index > 160] == [162, 164, 166, 168]
     assert (len(inside), inside[0], inside[-1]) == (7, 20, 160)
     assert 98 in inside
+
+
+def test_of_long_stretches_few_are_kept(review_drop: Drop, items: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = ShownMasks(ObjectStore(review_drop.out))
+    monkeypatch.setattr(shown_module, "KEPT_ROWS", 2 * FRAMES)
+    for item in items:
+        masks.of(item)
+    assert sum(len(one.rows) for one in masks._kept.values()) <= 2 * FRAMES
+    assert masks.of(items[-1]) is masks.of(items[-1])
 
 
 def test_facts_that_are_gone_are_told(review_drop: Drop, items: list[Item]) -> None:
