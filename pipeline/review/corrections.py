@@ -166,9 +166,11 @@ class _Work:
             if not now:
                 return Corrected(before, (), tuple(sorted(waiting)), why, 0, self._derive(before, None))
             ours = {key: one for key, one in said.items() if one.answer.answer_id in now}
-            commit, count = self._commit(before, said, ours, now, info)
+            commit, keys = self._commit(before, said, ours, now, info)
+            if info is None:
+                self._keep_pictures(before, commit, keys)
             derived = self._derive(commit, info)
-        return Corrected(commit, tuple(sorted(now)), tuple(sorted(waiting)), why, count, derived)
+        return Corrected(commit, tuple(sorted(now)), tuple(sorted(waiting)), why, len(keys), derived)
 
     def _last_said(self, answers: list[Answer], before: Commit) -> dict[Key, Said]:
         """What counts on each row that is there."""
@@ -201,7 +203,7 @@ class _Work:
 
     def _commit(
         self, before: Commit, said: Mapping[Key, Said], ours: Mapping[Key, Said], now: set[str], info: VideoInfo | None
-    ) -> tuple[Commit, int]:
+    ) -> tuple[Commit, set[Key]]:
         started_at, run_id = datetime.now(UTC), uuid.uuid4().hex
         files: list[FileRecord] = []
         try:
@@ -227,7 +229,7 @@ class _Work:
             raise
         if commit.run_id != run_id:  # a rival committed the very same answers first
             discard_facts(self.store, files)
-        return commit, len(ours.keys() | carried.rows.keys())
+        return commit, ours.keys() | carried.rows.keys()
 
     def _write(
         self, before: Commit, facts: Path, metadata: Mapping[str, Any], ours: Mapping[Key, Said], carried: Carried,
@@ -268,6 +270,21 @@ class _Work:
             self.store, layer, facts_key(layer, before.drop, before.video_id, attempt_id), batches, schema, metadata,
             row_group_rows=self.settings.output.row_group_rows, scratch_dir=self.scratch,
         )  # fmt: skip
+
+    def _keep_pictures(self, before: Commit, commit: Commit, keys: Set[Key]) -> None:
+        """Pictures of stretches whose masks stayed, for the next generation: without the video nobody can make them."""
+        old, new = (f"review_images/{one.video_id}/{one.generation:06d}/" for one in (before, commit))
+        columns, where = ["review_id", "frame_index", "object_id"], [("representative", "==", True)]
+        try:
+            with self.store.open(derived_key("review", before.first_seen, before.video_id)) as file:
+                rows = pq.read_table(file, columns=columns, filters=where).to_pylist()
+            stay = [row for row in rows if (row["frame_index"], row["object_id"]) not in keys]
+            names = {f"{row['frame_index']:08d}{end}.jpg" for row in stay for end in ("", f"-{row['review_id']}")}
+            for key in self.store.list(old):
+                if (name := key.removeprefix(old)) in names:
+                    self.store.put_atomic(new + name, self.store.get(key))
+        except StorageError as error:
+            log.warning("the review list of %s has no pictures: %s", commit.video_uri, error)
 
     def _derive(self, commit: Commit, info: VideoInfo | None) -> Derived:
         images: Images | None = None

@@ -26,12 +26,13 @@ from pipeline.render.film import FilmWriter
 from pipeline.rescore import rescore_video
 from pipeline.review.answers import Answer, ReviewError, answered_videos, write_answer
 from pipeline.review.corrections import Corrected, apply_answers, pending, unfinished
+from pipeline.review.items import about, read_items
 from pipeline.review.repropagate import Stopping
 from pipeline.settings import DropSettings, Settings, load_settings
 from pipeline.storage.objects import ObjectStore
 from usam.features import FEATURES
 
-from .answering import Row, Truth, answer, facts, give, iou, labels, true_mask
+from .answering import BEGAN, Row, Truth, answer, facts, give, iou, labels, true_mask
 from .conftest import POLICY, Drop
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -184,6 +185,25 @@ def test_while_the_video_is_away_its_fixes_wait_and_all_else_is_applied(own_clip
     assert (done.applied, done.waiting, done.commit.corrects) == ((fix.answer_id,), (), 1)
     assert iou(own_clip.rows()[8, 1], own_clip.truth) == 1.0
     assert own_clip.rows()[2, 1]["rle"] == rows[2, 1]["rle"]
+
+
+def test_while_the_video_is_away_the_pictures_of_all_that_still_waits_stay(own_clip: Clip) -> None:
+    own_clip.label()
+
+    def pictured() -> set[str]:
+        waiting = [row for row in own_clip.rows("review").values() if row["representative"]]
+        uris = {row["review_id"]: (row["frame_uri"], row["overlay_uri"]) for row in waiting}
+        return {name for name, both in uris.items() if all(uri and Path(uri).is_file() for uri in both)}
+
+    before, items = pictured(), next(read_items(own_clip.store)).items
+    first = min(before)
+    (asked,) = [one for one in items if one.review_id == first]
+    give(own_clip.store, Answer(**about(asked), answer_id="a" * 16, frame_index=asked.frame_index, verdict="accept",
+                                answered_at=BEGAN, reviewer="ann"))  # fmt: skip
+    own_clip.video.rename(own_clip.video.with_suffix(".away"))
+    own_clip.apply()
+    assert len(before) > 1
+    assert pictured() == before - {first}
 
 
 def test_a_rival_that_commits_meanwhile_is_corrected_in_its_turn(clip: Clip) -> None:
