@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.columns import equals, floats, given
 from pipeline.ledger import Ledger
 from pipeline.records import read_metadata
-from pipeline.review.as_made import answered, decided_as_made
+from pipeline.review.as_made import answered, as_made, decided_as_made, outdated
 from pipeline.storage.objects import ObjectStore
 from usam.drift import FEATURES
 
@@ -58,6 +58,8 @@ def mix_reference(store: ObjectStore, keys: Collection[str]) -> dict[str, Any] |
             metadata, labels = read_metadata(file.schema_arrow), file.read(columns=list(COLUMNS))
         if answered(labels):
             commit = ledger.read(PurePosixPath(key).stem, metadata["generation"])
+            if outdated(as_made(ledger, commit), commit):
+                continue
             labels = decided_as_made(store, ledger, commit, metadata)
         videos.append(video_features(labels, metadata.get("fps")))
     if len(videos) < 2:

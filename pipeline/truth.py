@@ -20,7 +20,7 @@ from pipeline.judged import Fact, Judged, Source, TruthError, said
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
 from pipeline.records import read_metadata
-from pipeline.review.as_made import as_made, light_rows
+from pipeline.review.as_made import as_made, light_rows, outdated
 from pipeline.storage.objects import ObjectStore
 from pipeline.traces import json_body
 from pipeline.truth_coco import CocoVideos
@@ -94,7 +94,8 @@ def read_truth(
 ) -> Iterator[VideoTruth]:
     """Hold the newest facts of every video that truth speaks of against it, as the model alone made them.
 
-    Videos and rows that the output does not have are passed over; a video under several names is one.
+    Videos and rows that the output does not have are passed over, and corrected videos whose masks or scores were made
+    anew since; a video under several names is one.
 
     Args:
         source: from `open_truth`.
@@ -105,14 +106,19 @@ def read_truth(
             StorageError for facts that are damaged.
     """
     named, unknown = _videos(source, store, drops)
-    ledger, found = Ledger(store), 0
+    ledger, found, old = Ledger(store), 0, 0
     for names, newest in named:
         commit = newest if corrected else as_made(ledger, newest)
+        if outdated(commit, newest) and not corrected:
+            old += 1
+            continue
         video = _judged(source, names, commit, store, scratch_dir)
         if video is not None:
             found += 1
             yield video
     told = f"{len(unknown)}, such as {', '.join(unknown[:3])}" if unknown else "none"
+    if old:
+        log.warning("left out %d videos: they were labelled or scored anew with what people had corrected in them", old)
     if not found:
         got = f"{len(named)} of its videos there and no row of them, {told} not there"
         raise TruthError(f"truth of masks in {store.url}", got, "give the output that the truth is of")

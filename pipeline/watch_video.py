@@ -16,7 +16,7 @@ from pipeline.errors import StorageError, UnavailableError
 from pipeline.ledger import Commit, Ledger
 from pipeline.mix import COLUMNS, video_features
 from pipeline.records import read_metadata
-from pipeline.review.as_made import as_made, decided_as_made
+from pipeline.review.as_made import as_made, decided_as_made, outdated
 from pipeline.storage.manifest import derived_key
 from pipeline.storage.objects import ObjectStore
 from pipeline.watch_record import video_mark
@@ -48,7 +48,8 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
     """Read a video.
 
     Returns: None if its labels are not there or not decided by this certificate, or it did not hold for them: made by
-             another model, heads or settings, or decided by other rules or thresholds.
+             another model, heads or settings, or decided by other rules or thresholds. Also if people corrected it
+             before it was labelled or scored anew.
     Raises:  UnavailableError if the store does not answer.
     """
     ledger = Ledger(store)
@@ -57,7 +58,8 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
             file = pq.ParquetFile(raw)
             metadata = read_metadata(file.schema_arrow)
             decided = (metadata.get("policy") or {}).get("certificate") == certificate.id and metadata.get("certified")
-            if not decided or metadata.get("generation") != commit.generation:
+            made = as_made(ledger, commit)
+            if not decided or metadata.get("generation") != commit.generation or outdated(made, commit):
                 return None
             labels = file.read(columns=list(COLUMNS))
         if commit.corrects is not None:  # an audited mask that was found bad is no longer there
@@ -73,7 +75,7 @@ def read_video(store: ObjectStore, commit: Commit, certificate: Certificate) -> 
     predicted = ~equals(labels, "visibility", "untracked") & ~given(labels)
     return WatchedVideo(
         mark=video_mark(commit.video_id),
-        at=as_made(ledger, commit).finished_at,
+        at=made.finished_at,
         features=video_features(labels, metadata.get("fps")),
         audited=audited,
         groups=[_group(certificate, commit.first_seen, row.label, metadata["model"]["name"]) for row in audited],

@@ -35,6 +35,12 @@ def as_made(ledger: Ledger, commit: Commit) -> Commit:
     return commit if commit.corrects is None else ledger.read(commit.video_id, commit.corrects)
 
 
+def outdated(made: Commit, newest: Commit) -> bool:
+    """Whether other heads, another model, prompts or settings came after the generation that answers were laid over:
+    what these alone would have made nobody knows, so that the video is no evidence of them."""
+    return made.label_key != newest.label_key
+
+
 def light_rows(file: pq.ParquetFile) -> pa.Table:
     """All columns of facts but the masks, as this release names them."""
     schema = file.schema_arrow

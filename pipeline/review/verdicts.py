@@ -26,7 +26,7 @@ from pipeline.errors import StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import local_facts
 from pipeline.review.answers import Answer, ReviewError, answered_videos, read_answers
-from pipeline.review.as_made import as_made, light_rows
+from pipeline.review.as_made import as_made, light_rows, outdated
 from pipeline.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -136,8 +136,11 @@ def _made(
     wanted = {_row(one) for one in answers if one.audit}
     if not wanted:
         return {}
+    made = as_made(ledger, newest)
+    if outdated(made, newest):
+        return {}
     try:
-        with local_facts(store, as_made(ledger, newest), scratch_dir) as path, pq.ParquetFile(path) as file:
+        with local_facts(store, made, scratch_dir) as path, pq.ParquetFile(path) as file:
             rows = light_rows(file)
     except StorageError as error:
         log.warning("the audits of %s are no evidence: %s", newest.video_id[:12], error)

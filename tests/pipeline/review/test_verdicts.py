@@ -33,6 +33,7 @@ from pipeline.storage.manifest import facts_key, write_facts
 from pipeline.storage.objects import ObjectStore
 from pipeline.truth import open_truth, read_truth
 from pipeline.watch import Options, watch
+from pipeline.watch_video import read_video
 
 from ..judged_lake import FACTS, MASK, add_video, issued
 from .answering import answer, give, iou, labels, true_mask
@@ -170,6 +171,29 @@ def test_a_watch_counts_bad_masks_that_were_corrected(
     assert "the audit broke the promise" in str(found.void)
     assert found.record.judged == pytest.approx(expected.record.judged)
     assert found.record.judged[0] > 0
+
+
+def test_masks_of_other_heads_than_those_in_place_are_no_evidence(
+    lake: tuple[Path, Certificate, Policy], people: Callable[[], list[Answer]]
+) -> None:
+    out, certificate, policy = lake
+    store, ledger = ObjectStore(out), Ledger(ObjectStore(out))
+    corrected(out, people(), policy)
+    before = evidence(store)
+    name = before[0][0]
+    newest = ledger.newest(name)
+    assert newest is not None
+    assert read_video(store, newest, certificate) is not None
+    rescored = ledger.commit(
+        name, parent=2, work_key="other heads", video_uri=newest.video_uri, drop=newest.drop, files=newest.files,
+        run_id="r3", attempt=1, started_at=datetime.now(UTC), corrects=1, answers=newest.answers,
+    )  # fmt: skip
+    derive(store, ledger, name, policy)
+    assert evidence(store) == [row for row in before if row[0] != name]
+    assert read_video(store, rescored, certificate) is None
+    mix = mix_reference(store, [key for key in store.list("labels/") if key.endswith(".parquet")])
+    assert mix is not None
+    assert len(mix["videos"]) == VIDEOS - 1
 
 
 def test_the_mix_of_sources_is_that_of_the_masks_as_they_were_made(
