@@ -112,8 +112,8 @@ export class Outbox {
       return "again";
     } catch (error) {
       if (passing(error)) return "wait";
-      if (error.kind !== "lease_lost") return null;
-      this.entries.push(this.entries.shift()); // somebody else has it, and may give it back
+      if (!["lease_lost", "budget_spent"].includes(error.kind)) return null;
+      this.entries.push(this.entries.shift()); // somebody else has it, and may give it back; or it is too much for today
       return "wait";
     }
   }
