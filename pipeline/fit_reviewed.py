@@ -19,6 +19,7 @@ from pipeline.errors import HeadError, StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.models import LoadedModel
 from pipeline.records import read_metadata
+from pipeline.review.as_made import as_made, outdated
 from pipeline.storage.manifest import VIDEO_ID
 from pipeline.storage.objects import ObjectStore
 from pipeline.tokens import token_offset
@@ -90,7 +91,7 @@ def harvest_reviewed(
     found: dict[str, tuple[dict[str, list[Any]], NDArray[np.float32]]] = {}
     offsets, ious = set[int](), set[float]()
     for video_id, judged in sorted(reviewed.items()):
-        commit = ledger.newest(video_id) if VIDEO_ID.fullmatch(video_id) else None
+        commit = _judged_commit(ledger, video_id) if VIDEO_ID.fullmatch(video_id) else None
         digest.update(repr((video_id, commit and commit.work_key, sorted(judged.items()))).encode())
         if commit is None:
             lost += len(judged)
@@ -119,6 +120,13 @@ def harvest_reviewed(
         if not writer.done(video_id):
             writer.add(video_id, columns, tokens)
     return writer.finish(list(found)), offsets.pop()
+
+
+def _judged_commit(ledger: Ledger, video_id: str) -> Commit | None:
+    """The generation that people judged: corrections replace just those masks, and their tokens."""
+    newest = ledger.newest(video_id)
+    made = newest and as_made(ledger, newest)
+    return newest if newest and made and outdated(made, newest) else made
 
 
 def _read(file: Path) -> Iterator[dict[str, Any]]:

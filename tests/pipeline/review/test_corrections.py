@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.demo import prompts_from_truth
 from pipeline.errors import StorageError
+from pipeline.fit_reviewed import harvest_reviewed
 from pipeline.forget import forget, known_videos
 from pipeline.gc import Sweep
 from pipeline.label import label_video
@@ -359,6 +360,17 @@ def test_heads_score_corrected_facts_and_keep_the_answers(own_clip: Clip) -> Non
     assert own_clip.rows()[8, 1] == before[8, 1]
     for key, row in own_clip.rows().items():
         assert row["iou_stacked"] == pytest.approx(before[key]["iou_stacked"], abs=0.02)
+
+
+def test_heads_are_fitted_to_the_masks_that_were_judged(own_clip: Clip, nano: LoadedModel, tmp_path: Path) -> None:
+    own_clip.label()
+    before = own_clip.rows()
+    give(own_clip.store, own_clip.fix(8, 1))
+    own_clip.apply()
+    judged = {key: {"iou": iou(before[key], own_clip.truth)} for key in ((8, 1), (12, 1))}
+    shard, _ = harvest_reviewed({own_clip.video_id: judged}, own_clip.store, nano, tmp_path / "shard")
+    assert shard.column("frame_index").tolist() == [8, 12]
+    assert shard.column("sam_score").tolist() == pytest.approx([before[key]["sam_score"] for key in judged], abs=1e-6)
 
 
 def test_what_people_judged_is_no_garbage_and_goes_with_its_video(clip: Clip) -> None:
