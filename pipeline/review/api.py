@@ -21,7 +21,7 @@ from pipeline.errors import MasksieveError
 from pipeline.review import api_models as m
 from pipeline.review.access import COOKIE_SECONDS, Access
 from pipeline.review.answers import Answer, GivenMask
-from pipeline.review.guard import Guard, PlainJSON, tell_errors
+from pipeline.review.guard import Guard, PlainJSON, address, cookie_name, tell_errors, who
 from pipeline.review.items import Item, about
 from pipeline.review.media import Media
 from pipeline.review.queue import Queue
@@ -79,23 +79,8 @@ def create_app(desk: Desk) -> Any:
     return Guard(app, desk.access)
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else "unknown"
-
-
-def _cookie_name(request: Request) -> str:
-    """Browsers share cookies between ports, so that each server needs a name of its own."""
-    server = request.scope.get("server") or ("", 0)
-    return f"masksieve-review-{server[1] or 0}"
-
-
 def _who(request: Request) -> str:
-    access: Access = request.app.state.access
-    headers = request.headers
-    return access.reviewer(
-        request.cookies.get(_cookie_name(request)), headers.get("authorization"), headers.get("x-reviewer"),
-        _address(request),
-    )  # fmt: skip
+    return who(request.app.state.access, request)
 
 
 Reviewer = Annotated[str, Depends(_who)]
@@ -111,16 +96,16 @@ def _open_routes(desk: Desk) -> APIRouter:
 
     @router.post("/login")
     def login(body: m.Login, request: Request, response: Response) -> m.Me:
-        cookie = desk.access.log_in(body.token, body.reviewer, _address(request))
+        cookie = desk.access.log_in(body.token, body.reviewer, address(request))
         response.set_cookie(
-            _cookie_name(request), cookie, max_age=COOKIE_SECONDS, httponly=True, samesite="strict",
+            cookie_name(request), cookie, max_age=COOKIE_SECONDS, httponly=True, samesite="strict",
             secure=request.url.scheme == "https",
         )  # fmt: skip
         return _me(desk, body.reviewer.strip())
 
     @router.post("/logout")
     def logout(request: Request, response: Response) -> m.Nothing:
-        response.delete_cookie(_cookie_name(request), httponly=True, samesite="strict")
+        response.delete_cookie(cookie_name(request), httponly=True, samesite="strict")
         return m.Nothing()
 
     return router

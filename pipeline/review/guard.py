@@ -22,6 +22,8 @@ from pipeline.storage.secrets import masked
 log = logging.getLogger(__name__)
 
 MOST_BODY_BYTES = 16 << 20
+MOST_STRANGER_BYTES = 64 << 10
+"""Of a body that is read before anybody asks who sends it."""
 STATUS = {
     "login": 401,
     "foreign": 403,
@@ -46,6 +48,26 @@ HEADERS = {
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def address(request: Request) -> str:
+    """Where a request comes from."""
+    return request.client.host if request.client else "unknown"
+
+
+def cookie_name(request: Request) -> str:
+    """Browsers share cookies between ports, so that each server needs a name of its own."""
+    server = request.scope.get("server") or ("", 0)
+    return f"masksieve-review-{server[1] or 0}"
+
+
+def who(access: Access, request: Request) -> str:
+    """The reviewer who asks. Raises NotLoggedIn, TooMany."""
+    headers = request.headers
+    return access.reviewer(
+        request.cookies.get(cookie_name(request)), headers.get("authorization"), headers.get("x-reviewer"),
+        address(request),
+    )  # fmt: skip
 
 
 class TooLarge(Refusal):
@@ -139,6 +161,8 @@ class Guard:
             size = headers.get("content-length", "0")
             if not size.isdecimal() or int(size[:20]) > MOST_BODY_BYTES:
                 raise _too_large()
+            if int(size) > MOST_STRANGER_BYTES or "transfer-encoding" in headers:
+                who(self._access, Request(scope))
             await self._app(scope, receive_some, send_safely)
         except MasksieveError as error:
             if started[0]:

@@ -343,6 +343,8 @@ def test_hostile_requests_are_refused_and_nothing_breaks(api: Api) -> None:
         for method, path in (("GET", "me"), ("POST", "claim"), ("GET", "stats"), ("GET", f"items/{name}/strip"),
                              ("GET", f"items/{name}/frames/0.jpg"), ("GET", "changes"), ("POST", "undo")):  # fmt: skip
             assert refusal(stranger.request(method, f"/api/v1/{path}")) == (401, "login"), path
+        for content in (b" " * (1 << 20), iter([b" " * (1 << 20)])):  # nobody reads so much before asking who it is
+            assert refusal(stranger.post("/api/v1/login", content=content, headers=typed)) == (401, "login")
         entered = stranger.post("/api/v1/login", json={"token": TOKEN, "reviewer": "Ann"})
         cookie = entered.headers["set-cookie"].lower()
         assert "httponly" in cookie
