@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +20,8 @@ from pipeline.errors import MasksieveError, VideoError
 
 if TYPE_CHECKING:
     from pipeline.review.corrections import Corrected
+    from pipeline.review.queue import Queue
+    from pipeline.settings import Settings
 
 
 def apply(
@@ -27,8 +32,8 @@ def apply(
     database: Annotated[
         str | None,
         typer.Option(
-            help="A queue whose answers are written out first, also those that could still be taken back.",
-            show_default="none: those that the output has",
+            help="The queue, whose answers are written out first, also those that could still be taken back.",
+            show_default="$MASKSIEVE_REVIEW, else one of yours if it is there",
         ),
     ] = None,
     config: Config = None,
@@ -48,14 +53,9 @@ def apply(
     from pipeline.rescore import chosen_videos
     from pipeline.review.corrections import apply_answers, unfinished
 
-    if database is not None:
-        from pipeline.review.queue import Queue
-
-        queue = Queue(database, store.identity, settings.review)
-        try:
+    with _queue(database, store.identity, settings) as queue:
+        if queue is not None:
             queue.export(store, force=True)
-        finally:
-            queue.close()
     ledger = Ledger(store)
     with reading_the_call(VideoError):
         chosen = set(chosen_videos(ledger, (), video)) if video else None
@@ -74,6 +74,22 @@ def apply(
     else:
         _tell(done, failed)
     raise typer.Exit(FAILED if failed or any(one.waiting for one in done.values()) else OK)
+
+
+@contextmanager
+def _queue(database: str | None, identity: str, settings: Settings) -> Iterator[Queue | None]:
+    """The queue that people answer in, if one is named or there: a worker elsewhere has none, and needs none."""
+    from pipeline.review.queue import Queue, default_place
+
+    place = database or default_place()
+    if database is None and "://" not in place and not Path(place).expanduser().is_file():
+        yield None
+        return
+    queue = Queue(place, identity, settings.review)
+    try:
+        yield queue
+    finally:
+        queue.close()
 
 
 def _tell(done: dict[str, Corrected], failed: dict[str, MasksieveError]) -> None:

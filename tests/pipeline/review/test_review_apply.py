@@ -126,10 +126,14 @@ def test_a_kill_at_any_moment_loses_no_answer_and_applies_none_twice(
 
 
 def test_apply_takes_what_a_queue_still_has_and_says_what_waits(
-    labelled_copy: Callable[[], Drop], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labelled_copy: Callable[[], Drop],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drop = labelled_copy()
     store, ledger = ObjectStore(drop.out), Ledger(ObjectStore(drop.out))
+    monkeypatch.setenv("MASKSIEVE_REVIEW", str(tmp_path / "none.sqlite"))
     queue = Queue(tmp_path / "queue.sqlite", store.identity, drop.settings.review)
     queue.sync(store)
     (leased,) = queue.claim("ann")
@@ -143,8 +147,10 @@ def test_apply_takes_what_a_queue_still_has_and_says_what_waits(
             pipeline.cli.main(["review", "apply", str(drop.out), "--json", *more])
         return int(done.value.code or 0), json.loads(capsys.readouterr().out)
 
-    assert apply()[1]["videos"] == []  # it could still be taken back
-    code, said = apply("--database", str(tmp_path / "queue.sqlite"))
+    assert apply()[1]["videos"] == []  # a worker elsewhere, which the answer has not come to
+    assert not (tmp_path / "none.sqlite").exists()
+    monkeypatch.setenv("MASKSIEVE_REVIEW", str(tmp_path / "queue.sqlite"))
+    code, said = apply()
     assert code == 0
     (video,) = said["videos"]  # type: ignore[misc]
     assert (video["video_id"], len(video["applied"]), video["changed"]) == (item.video_id, 1, 1)
