@@ -24,6 +24,11 @@ _WORDS = {
     "pick": "picked among candidates by a reviewer", "fix": "corrected by a reviewer",
 }  # fmt: skip
 
+_PROMPTED = {
+    "click": "made by {model} from a click of the prompts", "box": "made by {model} from a box of the prompts",
+    "mask": "given as a mask with the prompts", "auto": "found by the automatic prompter",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Change:
@@ -106,14 +111,19 @@ def _changes(
     grouped: dict[tuple[int, str], list[int]] = {}
     for (frame, one), row in sorted(new.items(), key=lambda item: (item[0][1], item[0][0])):
         word = said.get((frame, one))
-        laid = row[_COLUMNS.index("prompted") - 2] in ("answer", "reject")
-        grouped.setdefault((one, word.answer.answer_id if word and laid else ""), []).append(frame)
+        prompted = row[_COLUMNS.index("prompted") - 2]
+        cause = prompted or ""
+        if prompted in ("answer", "reject"):
+            cause = word.answer.answer_id if word else ""
+        grouped.setdefault((one, cause), []).append(frame)
     by_id = {one.answer_id: one for one in named}
-    for (one, answer_id), frames in grouped.items():
+    for (one, cause), frames in grouped.items():
         by, why, answered_at = model, tuple[str, ...](), None
-        if answer_id:
-            answer = by_id[answer_id]
+        if cause in by_id:
+            answer = by_id[cause]
             what, by, why, answered_at = _WORDS[answer.verdict], answer.reviewer, answer.reasons, answer.answered_at
+        elif cause in _PROMPTED:
+            what = _PROMPTED[cause].format(model=model)
         elif corrected:
             causes = [a for a in named if a.answer_id not in earlier and a.object_id == one and a.mask is not None]
             people = ", ".join(sorted({a.reviewer for a in causes}))
@@ -123,5 +133,5 @@ def _changes(
             what = "scored by other heads" if metadata.get("scores_from") else f"followed by {model}"
         yield Change(
             commit.generation, commit.finished_at, what, by, why, one, frames[0], frames[-1], len(frames),
-            answer_id or None, answered_at,
+            cause if cause in by_id else None, answered_at,
         )  # fmt: skip

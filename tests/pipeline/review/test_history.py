@@ -45,7 +45,9 @@ def test_each_mask_has_who_made_it_and_why(
         (3, "said to be absent by a reviewer"),
     ]
     whole = history(ledger, video_id)
-    assert {(one.object_id, one.rows) for one in whole if one.generation == 1} == {(1, 16), (2, 16)}
+    first = [(one.object_id, one.first_frame, one.rows, one.what) for one in whole if one.generation == 1]
+    clicked, followed = "made by sam2_nano from a click of the prompts", "followed by sam2_nano"
+    assert first == [(1, 0, 1, clicked), (1, 1, 15, followed), (2, 0, 1, clicked), (2, 1, 15, followed)]
     assert [one.object_id for one in whole if one.generation > 1] == [1, 1, 1]
 
     with pytest.raises(SystemExit) as done:
