@@ -171,7 +171,8 @@ def label_video(
                 checkpoint = open_checkpoint(checkpoints, corrected_key(key, kept.answers), made_by, seconds)
             if checkpoint is not None:
                 stack.callback(checkpoint.release)
-            prompted = kept.prompts(found, None if sample.indices is None else set(sample.indices))
+            labelled = None if sample.indices is None else set(sample.indices)
+            prompted = kept.prompts(found, labelled, loaded.image_size)
             job = _job(local, info, sample, prompted, loaded, bank, settings, scratch)
             report(Progress("device", 0, len(sample)))  # perhaps waits for it
             files = _make_facts(

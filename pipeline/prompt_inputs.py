@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,16 +38,28 @@ def mask_inputs(prompt: FramePrompt, image_size: int, device: torch.device) -> T
 
     Raises: PromptError if nothing of it is left at that size.
     """
-    mask_11hw = torch.as_tensor(prompt.mask_hw, dtype=torch.bool)[None, None].float().to(device)
-    if mask_11hw.shape[-2:] != (image_size, image_size):
-        mask_11hw = functional.interpolate(
-            mask_11hw, size=(image_size, image_size), mode="bilinear", align_corners=False, antialias=True
-        )
-        mask_11hw = (mask_11hw >= 0.5).float()
+    assert prompt.mask_hw is not None
+    mask_11hw = _at_model_size(prompt.mask_hw, image_size, device)
     if not bool(mask_11hw.any()):
         raise PromptError(
             f"a mask that covers a pixel at the model's {image_size} x {image_size}",
             f"an empty one on frame {prompt.frame_index}",
             "prompt with a box or a click, or use a model with a larger image_size",
         )
+    return mask_11hw
+
+
+def is_seen(mask_hw: NDArray[np.bool_], image_size: int) -> bool:
+    """Whether anything of a mask is left at the model's size."""
+    return bool(_at_model_size(mask_hw, image_size, torch.device("cpu")).any())
+
+
+def _at_model_size(mask_hw: NDArray[np.bool_], image_size: int, device: torch.device) -> Tensor:
+    """(1, 1, image_size, image_size) float32 of 0 and 1."""
+    mask_11hw = torch.as_tensor(mask_hw, dtype=torch.bool)[None, None].float().to(device)
+    if mask_11hw.shape[-2:] != (image_size, image_size):
+        mask_11hw = functional.interpolate(
+            mask_11hw, size=(image_size, image_size), mode="bilinear", align_corners=False, antialias=True
+        )
+        mask_11hw = (mask_11hw >= 0.5).float()
     return mask_11hw

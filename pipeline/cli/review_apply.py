@@ -72,7 +72,8 @@ def apply(
     if json_:
         typer.echo(json.dumps({"out": store.url, "videos": _as_json(done, failed)}, indent=1))
     else:
-        _tell(done, failed)
+        names = {one.video_id: one.video_uri for one in ledger.read_all(failed)} if failed else {}
+        _tell(done, failed, names)
     raise typer.Exit(FAILED if failed or any(one.waiting for one in done.values()) else OK)
 
 
@@ -92,7 +93,7 @@ def _queue(database: str | None, identity: str, settings: Settings) -> Iterator[
         queue.close()
 
 
-def _tell(done: dict[str, Corrected], failed: dict[str, MasksieveError]) -> None:
+def _tell(done: dict[str, Corrected], failed: dict[str, MasksieveError], names: dict[str, str]) -> None:
     console = results()
     answers = sum(len(one.applied) for one in done.values())
     rows = sum(one.changed for one in done.values())
@@ -103,7 +104,9 @@ def _tell(done: dict[str, Corrected], failed: dict[str, MasksieveError]) -> None
             text = f"{counted(len(one.waiting), 'answer')} on {one.commit.video_uri} wait for the video: {one.why}"
             console.print(f"[yellow]waiting[/] {escape(text)}", soft_wrap=True)
     for video_id, error in failed.items():
-        console.print(f"[red]failed[/] {video_id[:12]}: {escape(one_line(error))}", soft_wrap=True)
+        console.print(
+            f"[red]failed[/] {escape(names.get(video_id, video_id[:12]))}: {escape(one_line(error))}", soft_wrap=True
+        )
 
 
 def _as_json(done: dict[str, Corrected], failed: dict[str, MasksieveError]) -> list[dict[str, object]]:

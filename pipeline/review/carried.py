@@ -26,6 +26,7 @@ from pipeline.errors import HeadError, MasksieveError, ModelError, VideoError
 from pipeline.label import torch_threads
 from pipeline.ledger import Commit
 from pipeline.models import LoadedModel, load_model
+from pipeline.prompt_inputs import is_seen
 from pipeline.prompts import FramePrompt, ObjectPrompts, PromptSet, prompt_set
 from pipeline.propagate import ReadFrame
 from pipeline.records import upgraded
@@ -103,7 +104,8 @@ def carry_on(
     rows = Rows.read(facts, metadata, said)
     loaded = _model(metadata, settings, model)
     bank = _bank(metadata, settings, loaded)
-    prompts, new = _merged(_prompts(commit, facts, metadata, rows, store, settings, scratch), said, ours, rows, rule)
+    before = _prompts(commit, facts, metadata, rows, store, settings, scratch, loaded.image_size)
+    prompts, new = _merged(before, said, ours, rows, rule, loaded.image_size)
     if not new:
         return Carried()
     if read is None:
@@ -225,23 +227,25 @@ def _beside_others(walk: Walk, rows: Rows) -> Iterator[list[FrameResult]]:
 
 
 def _merged(
-    prompts: PromptSet, said: Mapping[Key, Said], ours: Mapping[Key, Said], rows: Rows, rule: Stopping
-) -> tuple[PromptSet, dict[int, set[int]]]:
+    prompts: PromptSet, said: Mapping[Key, Said], ours: Mapping[Key, Said], rows: Rows, rule: Stopping,
+    image_size: int,
+) -> tuple[PromptSet, dict[int, set[int]]]:  # fmt: skip
     """All prompts of the objects that are to be carried on, and the positions of the new ones."""
     new: dict[int, set[int]] = {}
     for (frame, one), word in ours.items():
-        if needs_video(word, rule) and (one, rows.sample.position(frame)) in rows.masks:
+        there = (one, rows.sample.position(frame)) in rows.masks
+        if needs_video(word, rule) and there and word.seen(image_size):
             new.setdefault(one, set()).add(rows.sample.position(frame))
     before, objects = {one.object_id: one for one in prompts.objects}, []
     for object_id in sorted(new):
         own = {rows.sample.position(frame): word for (frame, one), word in said.items() if one == object_id}
-        objects.append(with_said(before.get(object_id, ObjectPrompts(object_id, None, ())), own))
+        objects.append(with_said(before.get(object_id, ObjectPrompts(object_id, None, ())), own, image_size))
     return prompt_set(objects, "prompts and answers"), new
 
 
 def _prompts(
     commit: Commit, facts: Path, metadata: Mapping[str, Any], rows: Rows, store: ObjectStore, settings: Settings,
-    scratch: Path,
+    scratch: Path, image_size: int,
 ) -> PromptSet:  # fmt: skip
     """The prompts that made the facts, at positions: those beside the video, or else the masks that they led to."""
     beside = f"{commit.video_uri.rpartition('.')[0]}{PROMPTS_SUFFIX}"
@@ -256,7 +260,7 @@ def _prompts(
     objects: dict[int, list[FramePrompt]] = {}
     for (one, position), kind in sorted(rows.prompted.items()):
         mask = rows.masks.get((one, position))
-        if kind in ("click", "box", "mask") and mask is not None and (mask_hw := mask.mask_hw()).any():
+        if kind in ("click", "box", "mask") and mask is not None and is_seen(mask_hw := mask.mask_hw(), image_size):
             objects.setdefault(one, []).append(FramePrompt(position, mask_hw=mask_hw))
     return prompt_set([ObjectPrompts(one, None, tuple(frames)) for one, frames in objects.items()], "stored masks")
 

@@ -50,10 +50,10 @@ class KeptAnswers:
         said = {key: one for key, one in said.items() if key[1] not in others}
         return cls(said, commit.answers, commit.corrects)
 
-    def prompts(self, prompts: PromptSet, frames: Set[int] | None) -> PromptSet:
+    def prompts(self, prompts: PromptSet, frames: Set[int] | None, image_size: int) -> PromptSet:
         """Prompts with the masks that people gave on labelled frames.
 
-        Args:   frames: those that are labelled; None for every one.
+        Args:   frames: those that are labelled; None for every one. image_size: px, of the model.
         """
         if not self.said:
             return prompts
@@ -61,7 +61,7 @@ class KeptAnswers:
         for one in prompts.objects:
             own = {frame: said for (frame, object_id), said in self.said.items() if object_id == one.object_id}
             there = {frame: said for frame, said in own.items() if frames is None or frame in frames}
-            objects.append(with_said(one, there))
+            objects.append(with_said(one, there, image_size))
         return prompt_set(objects, f"{prompts.source} and answers")
 
     def masks(self, batches: Iterable[pa.RecordBatch], shots: ShotLog) -> Iterator[pa.RecordBatch]:
@@ -87,17 +87,17 @@ def _others(ledger: Ledger, commit: Commit, prompts: PromptSet, scratch_dir: Pat
     return {one.object_id for one in prompts.objects if before.get(one.object_id, one.label) != one.label}
 
 
-def with_said(one: ObjectPrompts, said: Mapping[int, Said]) -> ObjectPrompts:
+def with_said(one: ObjectPrompts, said: Mapping[int, Said], image_size: int) -> ObjectPrompts:
     """An object's prompts with the masks that people gave of it.
 
-    A prompt on a frame of which somebody said otherwise goes, unless it is all that is left.
+    A prompt on a frame of which somebody said otherwise goes, unless it is all that is left. A mask of which nothing is
+    left at the model's size counts on its frame alone: the model cannot be shown it.
 
-    Args:   said: by the frame numbers of the prompts.
+    Args:   said: by the frame numbers of the prompts. image_size: px, of the model.
     """
     frames = {frame.frame_index: frame for frame in one.frames if not ((s := said.get(frame.frame_index)) and s.shown)}
     for number, word in said.items():
-        if word.prompts and word.mask is not None:
-            height, width = word.height, word.width
-            frames[number] = FramePrompt(number, mask_hw=rle.decode(word.mask.counts, height, width))
+        if word.prompts and word.seen(image_size) and word.mask is not None:
+            frames[number] = FramePrompt(number, mask_hw=rle.decode(word.mask.counts, word.height, word.width))
     kept = tuple(frames[number] for number in sorted(frames)) or one.frames
     return replace(one, frames=kept)

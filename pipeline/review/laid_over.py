@@ -18,6 +18,7 @@ from pipeline.columns import equals
 from pipeline.errors import PromptError, StorageError
 from pipeline.ledger import Commit, Ledger
 from pipeline.local_facts import DamagedFacts, local_facts
+from pipeline.prompt_inputs import is_seen
 from pipeline.prompt_masks import mask_from_rle
 from pipeline.records import HEAD_COLUMNS, MASKS
 from pipeline.review.answers import Answer, ReviewError
@@ -57,6 +58,11 @@ class Said:
     def prompts(self) -> bool:
         """Whether SAM2 is to remember the mask."""
         return self.shown and self.answer.verdict in ("accept", "pick", "fix") and bool(self.mask and self.mask.area_px)
+
+    def seen(self, image_size: int) -> bool:
+        """Whether anything of the mask is left at the model's size."""
+        mask = self.mask
+        return mask is not None and is_seen(rle.decode(mask.counts, self.height, self.width), image_size)
 
 
 def last_said(

@@ -23,6 +23,7 @@ from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel
 from pipeline.nano.clips import render_clip
 from pipeline.other_heads import Banks
+from pipeline.prompt_inputs import is_seen
 from pipeline.render.film import FilmWriter
 from pipeline.rescore import rescore_video
 from pipeline.review.answers import Answer, ReviewError, answered_videos, write_answer
@@ -257,6 +258,23 @@ def test_labelling_anew_keeps_what_people_said(own_clip: Clip) -> None:
     tokens = facts(own_clip.ledger, own_clip.video_id, "tokens")
     given = set(zip(tokens["frame_index"].to_pylist(), tokens["object_id"].to_pylist(), strict=True))
     assert not given & {(frame, 1) for frame in (2, 3, 4, 8, 12)}
+
+
+def test_a_mask_that_is_too_small_for_the_model_is_given_and_stops_nothing_else(own_clip: Clip) -> None:
+    own_clip.label()
+    row = own_clip.rows()[8, 1]
+    tiny_hw = np.zeros((row["height"], row["width"]), bool)
+    tiny_hw[3, 3] = True
+    assert not is_seen(tiny_hw, own_clip.nano.image_size)
+    tiny, good = answer(row, "fix", tiny_hw), own_clip.fix(5, 2)
+    give(own_clip.store, tiny, good)
+    done = own_clip.apply()
+    assert set(done.applied) == {tiny.answer_id, good.answer_id}
+    assert (own_clip.rows()[8, 1]["area_px"], iou(own_clip.rows()[5, 2], own_clip.truth)) == (1, 1.0)
+    give(own_clip.store, own_clip.fix(11, 1, minutes=5))  # the small mask is no prompt of later corrections
+    assert len(own_clip.apply().applied) == 1
+    assert own_clip.label(**{"propagate.exact": True}) == "labelled"
+    assert own_clip.rows()[8, 1]["area_px"] == 1
 
 
 def test_under_a_number_that_now_names_something_else_nobody_has_said_anything(own_clip: Clip) -> None:
