@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from pipeline.cli.console import FAILED, OK, notices, one_line, reading_the_call
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.output import Out, existing_output
 from pipeline.cli.progress import Counter as Progress
+from pipeline.cli.review_queue import is_there, refuse_missing
 from pipeline.cli.summary import counted
 from pipeline.errors import MasksieveError, VideoError
 
@@ -83,7 +83,9 @@ def _queue(database: str | None, identity: str, settings: Settings) -> Iterator[
     from pipeline.review.queue import Queue, default_place
 
     place = database or default_place()
-    if database is None and "://" not in place and not Path(place).expanduser().is_file():
+    if database is not None:
+        refuse_missing(place)
+    elif not is_there(place):
         yield None
         return
     queue = Queue(place, identity, settings.review)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from pipeline.cli.console import plain_table, results
+from pipeline.cli.console import CallError, plain_table, results
 from pipeline.cli.label import Config, Set, make_settings
 from pipeline.cli.output import Out, existing_output
 from pipeline.cli.summary import counted
@@ -44,7 +45,7 @@ def sync(
 
     `masksieve review serve` does both by itself.
     """
-    with _opened(out, database, make_settings(config, set_)) as (queue, store):
+    with _opened(out, database, make_settings(config, set_), makes=True) as (queue, store):
         done, written = queue.sync(store, drop), queue.export(store)
     if json_:
         typer.echo(json.dumps({**asdict(done), "written": written}, indent=1))
@@ -91,13 +92,30 @@ def changes(
         typer.echo(json.dumps(fields, ensure_ascii=False))
 
 
+def is_there(place: str) -> bool:
+    """Whether a queue can be opened without making it; a database that is shared counts as there."""
+    return "://" in place or Path(place).expanduser().is_file()
+
+
+def refuse_missing(place: str) -> None:
+    """Raise CallError where there is no such queue."""
+    if not is_there(place):
+        step = "check the path; `masksieve review sync` or `serve` makes a queue"
+        raise CallError(f"a review queue at {place}", "no file", step)
+
+
 @contextmanager
-def _opened(out: str, database: str | None, settings: Settings) -> Iterator[tuple[Queue, ObjectStore]]:
-    """The queue of an output, closed at the end."""
+def _opened(
+    out: str, database: str | None, settings: Settings, *, makes: bool = False
+) -> Iterator[tuple[Queue, ObjectStore]]:
+    """The queue of an output, closed at the end; one that is not there is refused, unless the command makes it."""
     from pipeline.review.queue import Queue, default_place
 
     store = existing_output(out, settings.storage)
-    queue = Queue(database or default_place(), store.identity, settings.review)
+    place = database or default_place()
+    if not makes:
+        refuse_missing(place)
+    queue = Queue(place, store.identity, settings.review)
     try:
         yield queue, store
     finally:

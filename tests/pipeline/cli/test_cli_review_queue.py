@@ -49,3 +49,7 @@ def test_the_queue_is_filled_counted_and_followed(
     assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["answered"] * 2
     assert run("review", "sync", tmp_path / "nowhere") == 2
     assert run("review", "stats", out, "--database", "mysql://x/y") == 1
+    for command in ("stats", "changes", "apply"):
+        assert run("review", command, out, "--database", tmp_path / "typo.sqlite") == 2
+        assert "a review queue at" in capsys.readouterr().err
+    assert not (tmp_path / "typo.sqlite").exists()
