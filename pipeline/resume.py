@@ -118,7 +118,7 @@ def corrected(
         session.barriers.update(barriers)
         session.prepare(read)
         session.next_frame = session.conditioning_frames[0]
-        yield from session.forward(_Lazy(index, read) for index in range(session.next_frame, num_frames))
+        yield from session.forward(LazyFrame(index, read) for index in range(session.next_frame, num_frames))
         if reverse:
             yield from session.backward(read)
         return
@@ -138,7 +138,7 @@ def corrected(
             session.prepare(read)
             session.tracks[0].first = index  # for this session the object begins here, though it knows other prompts
             session.next_frame = index
-            yield from session.forward(_Lazy(i, read) for i in range(index, end))
+            yield from session.forward(LazyFrame(i, read) for i in range(index, end))
             if backwards:
                 yield from session.backward(read)
 
@@ -158,8 +158,12 @@ def merge_prompts(prompts: PromptSet, corrections: PromptSet) -> PromptSet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lazy:
-    """A frame that is read when it is looked at."""
+class LazyFrame:
+    """A frame that is read when it is looked at.
+
+    Args:
+        index: its position. read: gives its pixels, (image_size, image_size, 3) uint8 RGB.
+    """
 
     index: int
     read: ReadFrame

@@ -6,13 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline import rle
 from pipeline.prompts import PromptSet
 from pipeline.propagate import ReadFrame, Session
 from pipeline.results import FrameResult
+from pipeline.resume import LazyFrame
 from pipeline.stored_masks import StoredMask
 
 Stored = Callable[[int, int], StoredMask | None]
@@ -104,7 +102,7 @@ def repropagate(
             session.tracks[0].first = position  # here the object begins, though it knows other prompts
             session.next_frame = position
             stop = _Stop(one.object_id, stored, trusted, rule)
-            results = session.forward(_Lazy(index, read) for index in range(position, end))
+            results = session.forward(LazyFrame(index, read) for index in range(position, end))
             yield Walk(one.object_id, position, "forward", _until(results, stop, done, position))
             if backwards:
                 stop = _Stop(one.object_id, stored, trusted, rule)
@@ -146,15 +144,3 @@ def _until(passes: Iterable[list[FrameResult]], stop: _Stop, done: set[int], sta
             return
         done.add(result.frame_index)
         yield results
-
-
-@dataclass(frozen=True, slots=True)
-class _Lazy:
-    """A frame that is read when it is looked at."""
-
-    index: int
-    read: ReadFrame
-
-    @property
-    def rgb_hw3(self) -> NDArray[np.uint8]:
-        return self.read(self.index)

@@ -1,4 +1,4 @@
-"""Servers for tests: an S3 that ignores conditional writes, one that knows them, and PostgreSQL."""
+"""What tests start: an S3 that ignores conditional writes, one that knows them, PostgreSQL, and a browser."""
 
 from __future__ import annotations
 
@@ -17,14 +17,34 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pipeline.settings import StorageSettings
 from pipeline.storage.objects import ObjectStore
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 KEY, SECRET = "masksieve", "masksieve-secret"
+CHROMIUM = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium of this machine."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM)
+        yield browser
+        browser.close()
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 
 from pipeline.demo import prompts_from_truth
 from pipeline.label import label_video
+from pipeline.ledger import Ledger
 from pipeline.models import LoadedModel, load_model
 from pipeline.nano.clips import render_clip
 from pipeline.render.film import FilmWriter
 from pipeline.settings import Settings, load_settings
+from pipeline.storage.objects import ObjectStore
+
+from .clip import POLICY, Clip
 
 SEEDS = {"one": 900_100_006, "two": 900_100_011, "three": 900_100_017}
 FRAMES, SIZE_PX = 16, 160
-POLICY = {"policy.max_uncertainty": 0.2, "policy.audit_rate": 0.4}
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,37 @@ def labelled_copy(review_drop: Drop, tmp_path: Path) -> Callable[[], Drop]:
         return Drop(review_drop.folder, out, review_drop.truth, review_drop.settings)
 
     return copy
+
+
+@pytest.fixture
+def clip(review_drop: Drop, labelled_copy: Callable[[], Drop], nano: LoadedModel) -> Clip:
+    """`one`, as the drop has it: object 1 is doubtful throughout, object 2 is right."""
+    drop = labelled_copy()
+    (commit,) = [one for one in Ledger(ObjectStore(drop.out)).read_all() if one.video_uri.endswith("/one.mp4")]
+    video = drop.folder / "one.mp4"
+    return Clip(video, drop.out, drop.truth["one"], drop.settings, nano, commit.video_id)
+
+
+@pytest.fixture
+def own_clip(review_drop: Drop, tmp_path: Path, nano: LoadedModel) -> Clip:
+    """The same clip in a folder of its own, not labelled yet."""
+    (tmp_path / "in").mkdir()
+    for name in ("one.mp4", "one.prompts.json"):
+        shutil.copy(review_drop.folder / name, tmp_path / "in" / name)
+    settings = review_drop.settings
+    return Clip(tmp_path / "in/one.mp4", tmp_path / "own", review_drop.truth["one"], settings, nano)
+
+
+@pytest.fixture
+def lost(tmp_path: Path, nano: LoadedModel, review_drop: Drop) -> Clip:
+    """A clip of which object 1 is soon lost, labelled."""
+    drawn = render_clip(900_100_003, frames=40, size=160)
+    (tmp_path / "in").mkdir()
+    with FilmWriter(tmp_path / "in/lost.mp4", 12.0, quality=8) as film:
+        for frame in drawn.frames_thw3:
+            film.append(frame)
+    prompts = prompts_from_truth(drawn.ids_thw[0], "click")
+    (tmp_path / "in/lost.prompts.json").write_text(json.dumps(prompts))
+    clip = Clip(tmp_path / "in/lost.mp4", tmp_path / "own", drawn.ids_thw, review_drop.settings, nano)
+    clip.label()
+    return clip

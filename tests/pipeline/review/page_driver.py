@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from .review_server import ReviewServer
 
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 KEPT = "Object.keys(localStorage).filter((key) => key.startsWith('masksieve.answer.'))"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ from pipeline.review.answers import Answer
 from pipeline.rle import decode
 
 from .conftest import Drop
-from .page_driver import ARGUMENTS, KEPT, Reviewer
+from .page_driver import KEPT, Reviewer
 from .review_server import ReviewServer, served
 
 if TYPE_CHECKING:
@@ -32,20 +31,6 @@ NEXT_MS, CLICK_MS = 200, 300  # what is promised; a test on a busy machine gets 
 SLACK = 3
 
 Open = Callable[..., Reviewer]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium of this machine."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
