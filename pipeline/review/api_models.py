@@ -159,6 +159,8 @@ class StripOut(_Body):
 
 
 class CandidateOut(_Body):
+    """One of three; `shown` marks the one that comes closest to the mask that is shown."""
+
     mask: Rle
     score: float | None
     shown: bool

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import MasksieveError, UnavailableError, VideoError
+from pipeline.ledger import Ledger
+from pipeline.review.candidates import offered
 from pipeline.review.editor import Candidate, Editor
 from pipeline.review.items import Item
 from pipeline.review.refusals import NotFound
@@ -74,6 +76,7 @@ class Media:
 
     def __init__(self, store: ObjectStore, settings: Settings, editor: Callable[[], Editor]) -> None:
         self._store, self._settings, self.editor = store, settings, editor
+        self._ledger = Ledger(store)
         self.masks = ShownMasks(store)
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Future[_Pictures]] = OrderedDict()
@@ -120,14 +123,17 @@ class Media:
         return pictures.features[frame_index]
 
     def candidates(self, item: Item) -> list[Candidate]:
-        """Three masks of the representative frame, each another reading of the mask that is shown."""
+        """Three masks of the representative frame: those that were offered when it was labelled, if they were kept, or
+        else other readings of the mask that is shown."""
         with self._lock:
             if (kept := self._candidates.get(item.item_id)) is not None:
                 return kept
         size = item.height, item.width
         row = self.masks.of(item).rows[item.frame_index]
-        shown_hw = np.zeros(size, bool) if row.counts is None else decode(row.counts, *size)
-        found = self.editor().candidates(self.features(item, item.frame_index), shown_hw, size)
+        found = offered(self._ledger, item, row)
+        if found is None:
+            shown_hw = np.zeros(size, bool) if row.counts is None else decode(row.counts, *size)
+            found = self.editor().candidates(self.features(item, item.frame_index), shown_hw, size)
         with self._lock:
             self._candidates[item.item_id] = found
             while len(self._candidates) > 64:

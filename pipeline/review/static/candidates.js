@@ -1,7 +1,7 @@
 // The model's three masks of the asked frame side by side, each closer at the object.
 
 import { byId, element } from "./dom.js";
-import { union } from "./rle.js";
+import { bounds, union } from "./rle.js";
 
 export function open(load, pick) {
   const root = byId("candidates"), { candidates } = load.candidates, { item } = load;
@@ -10,7 +10,7 @@ export function open(load, pick) {
   const title = element(root, "h2", {}, "Which one is right?");
   const way = element(title, "span", {}, "back to the whole frame ");
   element(way, "kbd", {}, "C");
-  const box = framed(union(...candidates.map((one) => one.box)) ?? [0, 0, item.width, item.height], item);
+  const box = framed(union(bounds(item.shown_mask), ...candidates.map((one) => one.box)) ?? [0, 0, item.width, item.height], item);
   candidates.forEach((one, i) => {
     const card = element(root, "button", { type: "button", class: one.shown ? "card shown" : "card", "data-candidate": i });
     card.addEventListener("click", () => pick(i));

@@ -140,7 +140,7 @@ export class Work {
       this.cover(null);
       this.go(item.frame_index);
       this.stage.paint();
-      if (item.ask_candidates && load.candidates) this.choose();
+      if (item.ask_candidates && load.candidates?.candidates.some((one) => one.box && !one.shown)) this.choose();
       this.shownAt = performance.now();
       this.hidden = 0;
       requestAnimationFrame(() => setTimeout(() => {

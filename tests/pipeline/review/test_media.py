@@ -22,8 +22,11 @@ from pipeline.review.items import Item, read_items
 from pipeline.review.media import Media
 from pipeline.review.refusals import NotFound
 from pipeline.review.shown import Shown, ShownMasks, ShownRow
+from pipeline.rle import decode
 from pipeline.storage.objects import ObjectStore
 
+from .answering import facts
+from .clip import Clip
 from .conftest import FRAMES, SEEDS, SIZE_PX, Drop
 
 
@@ -123,3 +126,23 @@ def test_facts_that_are_gone_are_told(review_drop: Drop, items: list[Item]) -> N
     masks = ShownMasks(ObjectStore(review_drop.out))
     with pytest.raises(StorageError):
         masks.of(replace(items[0], generation=7))
+
+
+def test_the_candidates_are_those_that_the_model_chose_among_where_they_were_kept(own_clip: Clip) -> None:
+    own_clip.label()  # with its candidates sidecar
+    item = next(one for listed in read_items(own_clip.store) for one in listed.items if one.frame_index > 0)
+    media = Media(own_clip.store, own_clip.settings, lambda: pytest.fail("the model is not asked again"))
+    try:
+        found, shown_hw = media.candidates(item), media.masks.of(item).rows[item.frame_index].counts
+    finally:
+        media.close()
+    kept = facts(own_clip.ledger, item.video_id, "candidates").to_pylist()
+    where = [one for one in kept if (one["frame_index"], one["object_id"]) == (item.frame_index, item.object_id)]
+    assert [round(one.score, 5) for one in found] == [round(one["sam_score"], 5) for one in where]
+    chosen = next((number for number, one in enumerate(where) if one["chosen"]), None)
+    assert chosen is not None
+    assert shown_hw is not None
+    assert (found[chosen].mask_hw == decode(shown_hw, item.height, item.width)).all()
+    areas = [one.mask_hw.mean() - decode(low["rle"], low["height"], low["width"]).mean()
+             for one, low in zip(found, where, strict=True)]  # fmt: skip
+    assert np.abs(areas).max() < 0.02
